@@ -1,0 +1,100 @@
+"""The mathematics of a sharpness-aware step: pure functions on lists of tensors.
+
+Nothing here knows of optimizers, groups or schedules. A name that ends in ``_`` works in place. Scalars that come from
+data (norms, coefficients) stay 0-dim tensors on the device, so that no function makes the host wait for an accelerator.
+
+Notation: w weights, g = grad L(w), e the perturbation, g_s = grad L(w + e), PSF = g_s - g.
+
+References:
+    SAM, arXiv 2010.01412, eq. 2; ASAM, arXiv 2102.11600, eq. 7; ARSAM, arXiv 2510.03763; LookSAM, arXiv 2203.02714, eq. 6.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+_HALF = (torch.float16, torch.bfloat16)
+
+
+def global_norm(tensors: Sequence[Tensor]) -> Tensor:
+    """One L2 norm over all tensors, ||x||_2 = sqrt(sum_i ||x_i||_2^2).
+
+    Args:
+        tensors: any shapes, dtypes and devices; may be empty.
+
+    Returns:
+        0-dim tensor on the first tensor's device. Half-precision tensors are summed in float32, since their squares
+        overflow or vanish.
+    """
+    if not tensors:
+        return torch.zeros(())
+    full = [x for x in tensors if x.dtype not in _HALF]
+    half = [x for x in tensors if x.dtype in _HALF]
+    norms = list(torch._foreach_norm(full)) if full else []
+    norms += torch._foreach_norm(half, 2, torch.float32) if half else []
+    device = tensors[0].device
+    return torch.linalg.vector_norm(torch.stack([n.to(device) for n in norms]))
+
+
+def inner_product(xs: Sequence[Tensor], ys: Sequence[Tensor]) -> Tensor:
+    """<x, y> over all pairs, 0-dim on the first tensor's device, summed in at least float32."""
+    products = [torch.linalg.vecdot(x.flatten().float() if x.dtype in _HALF else x.flatten(), y.flatten().to(
+        torch.float32 if x.dtype in _HALF else x.dtype)) for x, y in zip(xs, ys, strict=True)]
+    return torch.stack([p.to(products[0].device) for p in products]).sum()
+
+
+def add_scaled_(xs: Sequence[Tensor], ys: Sequence[Tensor], scale: Tensor) -> None:
+    """x_i <- x_i + scale * y_i with a 0-dim tensor as scale.
+
+    On the CPU the scale is read, which saves a copy of ys; elsewhere it stays on its device, which saves a wait.
+    """
+    if not xs:
+        return
+    if scale.device.type == "cpu" and all(x.device.type == "cpu" for x in xs):
+        torch._foreach_add_(xs, ys, alpha=scale.item())
+    else:
+        torch._foreach_add_(xs, _scaled(ys, scale))
+
+
+def _scaled(xs: Sequence[Tensor], scale: Tensor) -> list[Tensor]:
+    devices = {x.device for x in xs}
+    if len(devices) == 1:
+        return list(torch._foreach_mul(xs, scale.to(devices.pop())))
+    return [x * scale.to(x.device) for x in xs]
+
+
+def scaled_gradients(weights: Sequence[Tensor], gradients: Sequence[Tensor], adaptive: bool) -> list[Tensor]:
+    """t * g, the gradient in the geometry of the perturbation: t = 1 for SAM, t = |w| for ASAM."""
+    return list(torch._foreach_mul(torch._foreach_abs(weights), gradients)) if adaptive else list(gradients)
+
+
+def perturb_(weights: Sequence[Tensor], scaled: Sequence[Tensor], adaptive: bool, scale: Tensor) -> None:
+    """w <- w + e, e = scale * t * (t g), scale = rho / (||t g||_2 + eps).
+
+    Args:
+        weights: moved in place.
+        scaled: t g, as `scaled_gradients` returned it for the same weights.
+        adaptive: False t = 1 (SAM), True t = |w| (ASAM: e = rho w^2 g / || |w| g ||_2).
+        scale: 0-dim; the norm in it is the global one, over all parameter groups.
+    """
+    directions = torch._foreach_mul(torch._foreach_abs(weights), scaled) if adaptive else scaled
+    add_scaled_(weights, directions, scale)
+
+
+def psf_(gradients: Sequence[Tensor], sam_gradients: Sequence[Tensor]) -> None:
+    """g <- PSF = g_s - g: the memory of g becomes the PSF's."""
+    torch._foreach_neg_(gradients)
+    torch._foreach_add_(gradients, sam_gradients)
+
+
+def orthogonal_(gradients: Sequence[Tensor], sam_gradients: Sequence[Tensor]) -> None:
+    """g <- g_v = g_s - (<g_s, g> / ||g||^2) g, the part of g_s orthogonal to g. A zero gradient takes nothing away."""
+    square = inner_product(gradients, gradients)
+    along = inner_product(gradients, sam_gradients)
+    coefficient = torch.where(square > 0, along / square, torch.zeros_like(square))
+    projected = _scaled(gradients, -coefficient)
+    torch._foreach_copy_(gradients, sam_gradients)
+    torch._foreach_add_(gradients, projected)

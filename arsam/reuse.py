@@ -1,0 +1,95 @@
+"""Reuse rules: what a one-pass step gets from the last ascent.
+
+A rule says which vector an ascent leaves behind (`keep_`) and how a later one-pass step mixes it into its own gradient
+(`mix_`). The age of the vector is 1 on the first step after the ascent. A rule has settings and no state: the optimizer
+keeps the vector, in float32 at least, one tensor per parameter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from arsam import functional
+
+
+class Reuse(Protocol):
+    """What the optimizer asks of a reuse rule."""
+
+    @property
+    def horizon(self) -> int | None:
+        """One-pass steps that a kept vector serves; 0: nothing is kept; None: until the next ascent."""
+        ...
+
+    def keep_(self, gradients: Sequence[Tensor], sam_gradients: Sequence[Tensor]) -> None:
+        """Turn g, in place, into the vector that is kept."""
+        ...
+
+    def mix_(self, gradients: Sequence[Tensor], kept: Sequence[Tensor], age: int) -> None:
+        """Mix the kept vector of this age (1, 2, ..., horizon) into g, in place."""
+        ...
+
+
+class Nothing:
+    """A one-pass step updates with its own gradient g: plain SAM on the steps in between (SS-SAM, late-phase SAM, AE-SAM)."""
+
+    horizon = 0
+
+    def keep_(self, gradients: Sequence[Tensor], sam_gradients: Sequence[Tensor]) -> None:
+        """Never called: the horizon is 0."""
+
+    def mix_(self, gradients: Sequence[Tensor], kept: Sequence[Tensor], age: int) -> None:
+        """Never called: the horizon is 0."""
+
+
+class Decayed:
+    """g + beta^j PSF on the j-th one-pass step after an ascent, j = 1 ... horizon; then g (arXiv 2510.03763).
+
+    Args:
+        beta: decay per step, in [0, 1].
+        horizon: one-pass steps that one PSF serves, an integer >= 1.
+    """
+
+    def __init__(self, beta: float = 0.7, horizon: int = 6) -> None:
+        if not 0 <= beta <= 1:
+            raise ValueError(f"beta must lie in [0, 1], got {beta}")
+        if horizon != int(horizon) or horizon < 1:
+            raise ValueError(f"horizon must be an integer >= 1, got {horizon}; to reuse nothing take reuse.Nothing()")
+        self.beta = beta
+        self.horizon = int(horizon)
+
+    def keep_(self, gradients: Sequence[Tensor], sam_gradients: Sequence[Tensor]) -> None:
+        """g <- PSF = g_s - g."""
+        functional.psf_(gradients, sam_gradients)
+
+    def mix_(self, gradients: Sequence[Tensor], kept: Sequence[Tensor], age: int) -> None:
+        """g <- g + beta^age PSF."""
+        torch._foreach_add_(gradients, kept, alpha=self.beta**age)
+
+
+class Orthogonal:
+    """LookSAM: g + alpha * (||g|| / ||g_v||) * g_v, g_v the part of g_s orthogonal to g, until the next ascent.
+
+    Args:
+        alpha: weight of the reused direction, >= 0 (arXiv 2203.02714, algorithm 1).
+    """
+
+    horizon = None
+
+    def __init__(self, alpha: float = 0.7) -> None:
+        if alpha < 0:
+            raise ValueError(f"alpha must be >= 0, got {alpha}")
+        self.alpha = alpha
+
+    def keep_(self, gradients: Sequence[Tensor], sam_gradients: Sequence[Tensor]) -> None:
+        """g <- g_v."""
+        functional.orthogonal_(gradients, sam_gradients)
+
+    def mix_(self, gradients: Sequence[Tensor], kept: Sequence[Tensor], age: int) -> None:
+        """g <- g + alpha * ||g|| / ||g_v|| * g_v; a zero g_v adds nothing."""
+        norm = functional.global_norm(kept)
+        ratio = functional.global_norm(gradients) / norm
+        functional.add_scaled_(gradients, kept, self.alpha * torch.where(norm > 0, ratio, torch.zeros_like(norm)))

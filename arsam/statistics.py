@@ -1,0 +1,53 @@
+"""Running statistics that stand still while a perturbed model is evaluated.
+
+The second pass of a sharpness-aware step sees weights that are never kept. What it would teach BatchNorm's running mean
+or a quantization observer is wrong, and counts the batch twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
+from torch.nn.modules.instancenorm import _InstanceNorm  # pyright: ignore[reportPrivateUsage]
+
+
+@contextmanager
+def frozen_statistics(model: nn.Module | None) -> Iterator[None]:
+    """No running statistic of the model moves inside; the outputs of training mode stay what they are.
+
+    Covers BatchNorm with all its subclasses (SyncBatchNorm, timm's BatchNormAct2d), tracking InstanceNorm, and fake-quant
+    modules with torch's ``enable_observer`` / ``disable_observer``. Idempotent and nestable; undone on an exception too.
+
+    Args:
+        model: None does nothing.
+    """
+    changed: list[tuple[Any, str, Any]] = []
+    observers: list[Any] = []
+    for module in model.modules() if model is not None else ():
+        if isinstance(module, _BatchNorm) and module.training and module.track_running_stats:
+            # Without tracking, training mode normalises by the batch as before and touches no buffer.
+            changed.append((module, "track_running_stats", True))
+            module.track_running_stats = False
+        elif isinstance(module, _InstanceNorm) and module.training and module.track_running_stats:
+            # InstanceNorm passes its buffers on whatever it tracks, so here the update's weight is what vanishes.
+            changed.append((module, "momentum", module.momentum))
+            module.momentum = 0.0
+        elif _observes(module):
+            observers.append(module)
+            module.disable_observer()  # pyright: ignore[reportCallIssue]
+    try:
+        yield
+    finally:
+        for module, name, value in changed:
+            setattr(module, name, value)
+        for module in observers:
+            module.enable_observer()
+
+
+def _observes(module: nn.Module) -> bool:
+    enabled = getattr(module, "observer_enabled", None)
+    return enabled is not None and hasattr(module, "disable_observer") and bool(enabled[0])

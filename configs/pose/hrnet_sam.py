@@ -1,0 +1,13 @@
+"""As hrnet_adamw.py, with SAM: two passes on every step."""
+
+from dataclasses import replace
+from functools import partial
+
+from arsam import ARSAM
+from arsam.reuse import Nothing
+from arsam.sampling import Always
+from configs.pose import hrnet_adamw as baseline
+
+sharpness = partial(ARSAM, rho=0.005, sampling=partial(Always), reuse=partial(Nothing))
+config = replace(baseline.config, sharpness=sharpness)
+sample = replace(baseline.sample, sharpness=sharpness)

@@ -1,0 +1,54 @@
+"""Checkpoints: plain containers and tensors, written aside and renamed, read without running code."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tasks.base import UserError
+
+
+def save(path: Path, state: dict[str, Any]) -> None:
+    """Write a checkpoint so that `path` is at any moment the old file or the new one, whole."""
+    aside = path.with_suffix(".tmp")
+    with open(aside, "wb") as file:
+        torch.save(state, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(aside, path)
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Read a checkpoint to the CPU.
+
+    Raises:
+        UserError: no such file, or not a checkpoint of plain containers and tensors.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such checkpoint")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise UserError(f"{path}: not a readable checkpoint ({str(error).splitlines()[0]})") from error
+    if not isinstance(state, dict):
+        raise UserError(f"{path}: expected a dict, found {type(state).__name__}")
+    return state
+
+
+def load_weights(model: torch.nn.Module, path: Path) -> None:
+    """Load the weights of a run's checkpoint, the averaged ones where it has them, or a bare state_dict.
+
+    Raises:
+        UserError: unreadable, or the keys or shapes are not the model's.
+    """
+    state = load(path)
+    weights = state.get("average") or state.get("model") or state
+    try:
+        model.load_state_dict(weights)
+    except (RuntimeError, TypeError, AttributeError) as error:
+        first = " ".join(str(error).split())[:300]
+        raise UserError(f"{path}: does not fit the model of this config: {first}") from error

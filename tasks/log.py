@@ -1,0 +1,98 @@
+"""What a run leaves behind besides weights: run.json, metrics.jsonl, result.json and curves.png."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import arsam
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write aside and rename, so that a reader never sees half a file."""
+    aside = path.with_suffix(".tmp")
+    aside.write_text(json.dumps(value, indent=2) + "\n")
+    os.replace(aside, path)
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """Versions, git commit, machine, threads and command of this process."""
+    packages = ("torch", "torchvision", "timm", "numpy", "albumentations", "pycocotools", "faster-coco-eval")
+    versions = {"arsam": arsam.__version__, "python": platform.python_version()}
+    for package in packages:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return {
+        "command": sys.argv,
+        "commit": _commit(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} CPU",
+        "threads": torch.get_num_threads(),
+        "versions": versions,
+    }
+
+
+def _commit() -> str | None:
+    git = ["git", "-C", str(Path(__file__).parent)]
+    try:
+        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        changed = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return commit + ("+changes" if changed else "")
+
+
+class Metrics:
+    """metrics.jsonl: one line per epoch and one per evaluation, in order.
+
+    Args:
+        path: the file.
+        epoch: lines of later epochs are dropped: a resumed run writes them again.
+    """
+
+    def __init__(self, path: Path, epoch: int = 0) -> None:
+        self._path = path
+        self.lines = [line for line in read(path) if line["epoch"] <= epoch] if epoch else []
+        path.write_text("".join(json.dumps(line) + "\n" for line in self.lines))
+
+    def write(self, line: dict[str, Any]) -> None:
+        """Append a line."""
+        self.lines.append(line)
+        with open(self._path, "a") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+
+
+def draw_curves(path: Path, lines: list[dict[str, Any]], metric: str) -> None:
+    """Loss, metric and passes per step over the epochs, as a PNG."""
+    import matplotlib.figure
+
+    epochs = [line for line in lines if "loss" in line]
+    evaluations = [line for line in lines if "metrics" in line]
+    figure = matplotlib.figure.Figure(figsize=(12, 3.5), layout="constrained")
+    panels = figure.subplots(1, 3)
+    x = [line["epoch"] for line in epochs]
+    curves = (
+        (panels[0], "training loss", x, [line["loss"] for line in epochs]),
+        (panels[1], metric, [e["epoch"] for e in evaluations], [e["metrics"].get(metric) for e in evaluations]),
+        (panels[2], "passes per step, per epoch", x, [line["passes_per_step"] for line in epochs]),
+    )
+    for panel, title, xs, ys in curves:
+        panel.plot(xs, ys, marker="o" if len(xs) < 30 else None, markersize=3)
+        panel.set(title=title, xlabel="epoch")
+        panel.grid(alpha=0.3)
+    panels[2].set_ylim(0.95, 2.05)
+    figure.savefig(path, dpi=110)

@@ -1,0 +1,190 @@
+"""People of a COCO keypoint set, cropped one by one.
+
+# K = 17 keypoints, h w crop; boxes (x, y, w, h) in pixels of the picture
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from tasks.base import UserError
+from tasks.pose import transforms
+from tasks.pose.codec import Heatmap
+from tasks.pose.transforms import Augmentation
+
+cv2.setNumThreads(0)  # the loader's processes are the parallelism; threads inside each fight for the same cores
+
+KEYPOINTS = (
+    "nose",
+    "left_eye",
+    "right_eye",
+    "left_ear",
+    "right_ear",
+    "left_shoulder",
+    "right_shoulder",
+    "left_elbow",
+    "right_elbow",
+    "left_wrist",
+    "right_wrist",
+    "left_hip",
+    "right_hip",
+    "left_knee",
+    "right_knee",
+    "left_ankle",
+    "right_ankle",
+)
+MIRRORED = np.array([0, 2, 1, 4, 3, 6, 5, 8, 7, 10, 9, 12, 11, 14, 13, 16, 15])  # the joint that takes a joint's place
+UPPER = np.arange(17) < 11  # from the head to the wrists
+
+
+@dataclass(frozen=True)
+class Person:
+    """One box to estimate a pose in.
+
+    Args:
+        picture: file.
+        image_id: COCO id of the picture.
+        box: [4], inside the picture for annotated people.
+        score: of the detector; 1 for annotated boxes.
+        keypoints: [K, 3] x, y, v with v > 0 labelled; zeros for detections.
+    """
+
+    picture: Path
+    image_id: int
+    box: NDArray[np.float64]
+    score: float
+    keypoints: NDArray[np.float64]
+
+
+def read_json(path: Path, how: str) -> Any:
+    """Parse a JSON file.
+
+    Args:
+        path: the file.
+        how: where to get it, for the error.
+
+    Raises:
+        UserError: missing or broken.
+    """
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; {how}") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not readable as JSON ({error})") from error
+
+
+def annotated_people(annotations: dict[str, Any], pictures: Path, source: Path) -> list[Person]:
+    """The people that can be learned from: not crowds, with a box of some area and at least one labelled joint.
+
+    Args:
+        annotations: a COCO keypoint file's content.
+        pictures: folder of the pictures.
+        source: the file, for errors.
+
+    Raises:
+        UserError: an annotation without keypoints, with another number of them, or of an unknown picture.
+    """
+    files = {image["id"]: image for image in annotations["images"]}
+    people = []
+    for annotation in annotations["annotations"]:
+        where = f"{source}: annotation {annotation.get('id')}"
+        if "keypoints" not in annotation or "bbox" not in annotation:
+            raise UserError(f"{where} has no keypoints or no bbox; use a person_keypoints file of COCO")
+        if len(annotation["keypoints"]) != 3 * len(KEYPOINTS):
+            raise UserError(f"{where} has {len(annotation['keypoints'])} keypoint values, expected {3 * len(KEYPOINTS)}")
+        if annotation["image_id"] not in files:
+            raise UserError(f"{where} names the picture {annotation['image_id']}, which the file does not list")
+        image = files[annotation["image_id"]]
+        x, y, width, height = annotation["bbox"]
+        limit = np.array([image["width"] - 1, image["height"] - 1])
+        low, high = np.clip([x, y], 0, limit), np.clip([x + width, y + height], 0, limit)
+        keypoints = np.array(annotation["keypoints"], dtype=np.float64).reshape(-1, 3)
+        if annotation.get("iscrowd") or not (high > low).all() or not (keypoints[:, 2] > 0).any():
+            continue
+        box = np.concatenate([low, high - low])
+        people.append(Person(pictures / image["file_name"], image["id"], box, 1.0, keypoints))
+    return people
+
+
+def detected_people(detections: list[dict[str, Any]], annotations: dict[str, Any], pictures: Path) -> list[Person]:
+    """The people of a COCO detection-results list: person boxes in the pictures that the annotations list."""
+    files = {image["id"]: pictures / image["file_name"] for image in annotations["images"]}
+    nothing = np.zeros((len(KEYPOINTS), 3))
+    return [
+        Person(files[d["image_id"]], d["image_id"], np.array(d["bbox"], dtype=np.float64), float(d["score"]), nothing)
+        for d in detections
+        if d["image_id"] in files and d.get("category_id", 1) == 1 and min(d["bbox"][2:]) > 0
+    ]
+
+
+class PoseData(Dataset[dict[str, Tensor]]):
+    """Crops of people.
+
+    Items for training, with an augmentation: image [3, h, w] uint8 RGB, target and weight from the codec. Items for
+    evaluation: image and index, of the person in `people`.
+
+    Args:
+        people: whom to crop.
+        codec: encodes the joints; its input size is the crop's.
+        augmentation: None for evaluation.
+    """
+
+    def __init__(self, people: list[Person], codec: Heatmap, augmentation: Augmentation | None = None) -> None:
+        self.people = people
+        self._codec = codec
+        self._augmentation = augmentation
+
+    def __len__(self) -> int:
+        return len(self.people)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        person, size = self.people[index], self._codec.input_size
+        picture = read_picture(person.picture)
+        centre, extent = transforms.box_to_centre(person.box)
+        if self._augmentation is None:
+            matrix = transforms.affine(centre, transforms.fit_aspect(extent, size), 0.0, size)
+            return {"image": _tensor(transforms.crop(picture, matrix, size)), "index": torch.tensor(index)}
+        augmentation, flipped = self._augmentation, np.random.rand() < self._augmentation.flip
+        points, labelled = person.keypoints[:, :2], person.keypoints[:, 2] > 0
+        if (half := augmentation.half(points, labelled, UPPER)) is not None:
+            centre, extent = half
+        if flipped:
+            # Mirrored as part of the crop's matrix, which gives the same pixels as mirroring the picture first.
+            centre = np.array([picture.shape[1] - 1 - centre[0], centre[1]])
+        centre, extent, rotation = augmentation.view(centre, extent)
+        matrix = transforms.affine(centre, transforms.fit_aspect(extent, size), rotation, size)
+        if flipped:
+            matrix = matrix @ transforms.mirror(picture.shape[1])
+        points = transforms.apply(matrix, points).astype(np.float32)
+        if flipped:
+            points, labelled = points[MIRRORED], labelled[MIRRORED]
+        target, weight = self._codec.encode(points, labelled)
+        image = augmentation.recolour(transforms.crop(picture, matrix, size))
+        return {"image": _tensor(image), "target": torch.from_numpy(target), "weight": torch.from_numpy(weight)}
+
+
+def read_picture(path: Path) -> NDArray[np.uint8]:
+    """A picture as RGB [height, width, 3].
+
+    Raises:
+        UserError: missing, or no picture.
+    """
+    picture = cv2.imread(str(path), cv2.IMREAD_COLOR)
+    if picture is None:
+        raise UserError(f"{path}: " + ("not a readable picture" if path.is_file() else "no such picture"))
+    return cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)  # type: ignore[return-value]
+
+
+def _tensor(image: NDArray[np.uint8]) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))

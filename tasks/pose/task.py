@@ -1,0 +1,163 @@
+"""Top-down human pose estimation on COCO keypoints, as a task of the training loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from tasks import checkpoint
+from tasks.base import Batch, UserError
+from tasks.config import data_path
+from tasks.pose import evaluate, sample, transforms
+from tasks.pose.codec import Heatmap
+from tasks.pose.data import MIRRORED, Person, PoseData, annotated_people, detected_people, read_json
+from tasks.pose.model import HeatmapHRNet
+from tasks.pose.transforms import Augmentation
+
+SAMPLE = "sample"  # the root that stands for the drawn people
+
+# ImageNet's mean and standard deviation in RGB, 0 to 255
+_MEAN = torch.tensor([123.675, 116.28, 103.53]).view(3, 1, 1)
+_STD = torch.tensor([58.395, 57.12, 57.375]).view(3, 1, 1)
+
+
+@dataclass(frozen=True)
+class PoseTask:
+    """Learn heatmaps of 17 joints, and measure COCO's AP.
+
+    Args:
+        root: folder in COCO's layout (annotations/person_keypoints_{train,val}2017.json, train2017/, val2017/), or
+            "sample" for drawn people.
+        limit: the first N people of each split; None: all.
+        detections: COCO detection-results JSON whose boxes are evaluated in place of the annotated ones.
+        codec: heatmap codec; sets the crop's size.
+        network: called without arguments, returns the network.
+        weights: file with the backbone's ImageNet weights, a timm state_dict; None trains from scratch.
+        augmentation: of the training crops.
+        flip_test: average the heatmaps of the crop and of its mirror image.
+        score_threshold: of joints that count in a person's score.
+        nms_threshold: OKS above which the lower-scored of two poses is dropped.
+    """
+
+    root: str = "data/coco"
+    limit: int | None = None
+    detections: str | None = None
+    codec: Heatmap = Heatmap()
+    network: Callable[..., nn.Module] = partial(HeatmapHRNet)
+    weights: str | None = None
+    augmentation: Augmentation = Augmentation()
+    flip_test: bool = True
+    score_threshold: float = 0.2
+    nms_threshold: float = 0.9
+
+    name = "pose"
+    metric = "AP"
+
+    def __post_init__(self) -> None:
+        if self.limit is not None and self.limit < 1:
+            raise ValueError(f"limit must be >= 1 or None, got {self.limit}")
+
+    def dataset(self, split: str) -> PoseData:
+        """Augmented crops of "train", plain crops of "val"."""
+        people, _ = self._people(split)
+        return PoseData(people, self.codec, self.augmentation if split == "train" else None)
+
+    def _people(self, split: str) -> tuple[list[Person], dict[str, Any]]:
+        """The people of a split, and the ground truth that goes with them."""
+        root = sample.written() if self.root == SAMPLE else data_path(self.root)
+        source, pictures = root / f"annotations/person_keypoints_{split}2017.json", root / f"{split}2017"
+        how = "see README, section Data, for how to get COCO, or try --sample"
+        annotations = read_json(source, how)
+        if not isinstance(annotations, dict) or not {"images", "annotations"} <= annotations.keys():
+            raise UserError(f"{source}: not a COCO annotation file: it lacks images or annotations")
+        if not pictures.is_dir():
+            raise UserError(f"{pictures}: no such folder; {how}")
+        if split == "val" and self.detections is not None:
+            path = Path(self.detections)
+            people = detected_people(read_json(path, "task.detections is a COCO results file"), annotations, pictures)
+        else:
+            people = annotated_people(annotations, pictures, source)
+            if self.limit is not None:
+                annotations = _limited(annotations, self.limit, source, pictures)
+        people = people[: self.limit]
+        if not people:
+            raise UserError(f"{source}: nobody to learn from: no person has a box and a labelled joint")
+        return people, annotations
+
+    def model(self) -> nn.Module:
+        """The network, with the backbone's weights where a file is named."""
+        network = self.network()
+        if self.weights is not None:
+            path = Path(self.weights)
+            weights = checkpoint.load(path)
+            answer = network.backbone.load_state_dict(weights, strict=False)  # type: ignore[union-attr, operator]
+            if answer.missing_keys:
+                raise UserError(f"{path}: lacks {len(answer.missing_keys)} of the backbone's tensors: {answer.missing_keys[0]}")
+        return network
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Mean squared error over all cells of all heatmaps; those of joints without a weight count as 0."""
+        heatmaps = model(_normalised(batch["image"])).float()
+        return ((heatmaps - batch["target"]).square() * batch["weight"][:, :, None, None]).mean()
+
+    def evaluate(self, model: nn.Module, batches: Iterable[Batch]) -> dict[str, float]:
+        """COCO's ten figures."""
+        people, annotations = self._people("val")
+        found = self.results(model, batches, people)
+        return evaluate.coco_figures(annotations, found)
+
+    def results(self, model: nn.Module, batches: Iterable[Batch], people: list[Person]) -> list[dict[str, Any]]:
+        """COCO keypoint results of the people, whose crops come in batches."""
+        indices, joints, joint_scores = [], [], []
+        for batch in batches:
+            heatmaps = self._heatmaps(model, _normalised(batch["image"]))
+            keypoints, scores = self.codec.decode(heatmaps.float().cpu().numpy())
+            indices.append(batch["index"].cpu().numpy())
+            joints.append(keypoints)
+            joint_scores.append(scores)
+        seen = [people[i] for i in np.concatenate(indices)]
+        boxes = [transforms.box_to_centre(person.box) for person in seen]
+        centres = np.stack([centre for centre, _ in boxes])[:, None]
+        extents = np.stack([transforms.fit_aspect(extent, self.codec.input_size) for _, extent in boxes])[:, None]
+        return evaluate.results(
+            np.array([person.image_id for person in seen]),
+            transforms.to_picture(np.concatenate(joints).astype(np.float64), centres, extents, self.codec.input_size),
+            np.concatenate(joint_scores).astype(np.float64),
+            np.array([person.score for person in seen]),
+            extents.prod(axis=2)[:, 0],
+            score_threshold=self.score_threshold,
+            nms_threshold=self.nms_threshold,
+        )
+
+    def _heatmaps(self, model: nn.Module, images: Tensor) -> Tensor:
+        heatmaps = model(images)
+        if not self.flip_test:
+            return heatmaps
+        mirrored = model(images.flip(3)).flip(3)[:, torch.from_numpy(MIRRORED).to(images.device)]
+        return (heatmaps + mirrored) / 2
+
+
+def _normalised(images: Tensor) -> Tensor:
+    """uint8 RGB [B, 3, h, w] as the network takes it."""
+    return (images.float() - _MEAN.to(images.device)) / _STD.to(images.device)
+
+
+def _limited(annotations: dict[str, Any], limit: int, source: Path, pictures: Path) -> dict[str, Any]:
+    """The ground truth of the first N people: the others would count as missed. What nobody could learn stays ignored."""
+    kept: list[dict[str, Any]] = []
+    learned = 0
+    for annotation in annotations["annotations"]:
+        one = {"images": annotations["images"], "annotations": [annotation]}
+        if annotated_people(one, pictures, source):
+            learned += 1
+            if learned > limit:
+                continue
+        kept.append(annotation)
+    return {**annotations, "annotations": kept}
