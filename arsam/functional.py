@@ -9,17 +9,18 @@ References:
     SAM, arXiv 2010.01412, eq. 2; ASAM, arXiv 2102.11600, eq. 7; ARSAM, arXiv 2510.03763; LookSAM, arXiv 2203.02714, eq. 6.
 """
 
-from __future__ import annotations
+# torch's foreach functions are public by use, underscore and all
+# pyright: reportPrivateUsage=false, reportPrivateImportUsage=false
 
-from collections.abc import Sequence
+from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-_HALF = (torch.float16, torch.bfloat16)
+HALF = (torch.float16, torch.bfloat16)
 
 
-def global_norm(tensors: Sequence[Tensor]) -> Tensor:
+def global_norm(tensors: list[Tensor]) -> Tensor:
     """One L2 norm over all tensors, ||x||_2 = sqrt(sum_i ||x_i||_2^2).
 
     Args:
@@ -31,22 +32,21 @@ def global_norm(tensors: Sequence[Tensor]) -> Tensor:
     """
     if not tensors:
         return torch.zeros(())
-    full = [x for x in tensors if x.dtype not in _HALF]
-    half = [x for x in tensors if x.dtype in _HALF]
+    full = [x for x in tensors if x.dtype not in HALF]
+    half = [x for x in tensors if x.dtype in HALF]
     norms = list(torch._foreach_norm(full)) if full else []
     norms += torch._foreach_norm(half, 2, torch.float32) if half else []
     device = tensors[0].device
-    return torch.linalg.vector_norm(torch.stack([n.to(device) for n in norms]))
+    return torch.stack([n.to(device) for n in norms]).square().sum().sqrt()
 
 
-def inner_product(xs: Sequence[Tensor], ys: Sequence[Tensor]) -> Tensor:
-    """<x, y> over all pairs, 0-dim on the first tensor's device, summed in at least float32."""
-    products = [torch.linalg.vecdot(x.flatten().float() if x.dtype in _HALF else x.flatten(), y.flatten().to(
-        torch.float32 if x.dtype in _HALF else x.dtype)) for x, y in zip(xs, ys, strict=True)]
+def inner_product(xs: list[Tensor], ys: list[Tensor]) -> Tensor:
+    """<x, y> over all pairs, in the dtype of x, 0-dim on the first tensor's device."""
+    products = [torch.vdot(x.flatten(), y.flatten().to(x.dtype)) for x, y in zip(xs, ys, strict=True)]
     return torch.stack([p.to(products[0].device) for p in products]).sum()
 
 
-def add_scaled_(xs: Sequence[Tensor], ys: Sequence[Tensor], scale: Tensor) -> None:
+def add_scaled_(xs: list[Tensor], ys: list[Tensor], scale: Tensor) -> None:
     """x_i <- x_i + scale * y_i with a 0-dim tensor as scale.
 
     On the CPU the scale is read, which saves a copy of ys; elsewhere it stays on its device, which saves a wait.
@@ -59,20 +59,20 @@ def add_scaled_(xs: Sequence[Tensor], ys: Sequence[Tensor], scale: Tensor) -> No
         torch._foreach_add_(xs, _scaled(ys, scale))
 
 
-def _scaled(xs: Sequence[Tensor], scale: Tensor) -> list[Tensor]:
+def _scaled(xs: list[Tensor], scale: Tensor) -> list[Tensor]:
     devices = {x.device for x in xs}
     if len(devices) == 1:
         return list(torch._foreach_mul(xs, scale.to(devices.pop())))
     return [x * scale.to(x.device) for x in xs]
 
 
-def scaled_gradients(weights: Sequence[Tensor], gradients: Sequence[Tensor], adaptive: bool) -> list[Tensor]:
-    """t * g, the gradient in the geometry of the perturbation: t = 1 for SAM, t = |w| for ASAM."""
+def scaled_gradients(weights: list[Tensor], gradients: list[Tensor], adaptive: bool) -> list[Tensor]:
+    """T * g, the gradient in the geometry of the perturbation: t = 1 for SAM, t = |w| for ASAM."""
     return list(torch._foreach_mul(torch._foreach_abs(weights), gradients)) if adaptive else list(gradients)
 
 
-def perturb_(weights: Sequence[Tensor], scaled: Sequence[Tensor], adaptive: bool, scale: Tensor) -> None:
-    """w <- w + e, e = scale * t * (t g), scale = rho / (||t g||_2 + eps).
+def perturb_(weights: list[Tensor], scaled: list[Tensor], adaptive: bool, scale: Tensor) -> None:
+    """W <- w + e, e = scale * t * (t g), scale = rho / (||t g||_2 + eps).
 
     Args:
         weights: moved in place.
@@ -80,18 +80,17 @@ def perturb_(weights: Sequence[Tensor], scaled: Sequence[Tensor], adaptive: bool
         adaptive: False t = 1 (SAM), True t = |w| (ASAM: e = rho w^2 g / || |w| g ||_2).
         scale: 0-dim; the norm in it is the global one, over all parameter groups.
     """
-    directions = torch._foreach_mul(torch._foreach_abs(weights), scaled) if adaptive else scaled
-    add_scaled_(weights, directions, scale)
+    add_scaled_(weights, scaled_gradients(weights, scaled, adaptive), scale)
 
 
-def psf_(gradients: Sequence[Tensor], sam_gradients: Sequence[Tensor]) -> None:
-    """g <- PSF = g_s - g: the memory of g becomes the PSF's."""
+def psf_(gradients: list[Tensor], sam_gradients: list[Tensor]) -> None:
+    """G <- PSF = g_s - g: the memory of g becomes the PSF's."""
     torch._foreach_neg_(gradients)
     torch._foreach_add_(gradients, sam_gradients)
 
 
-def orthogonal_(gradients: Sequence[Tensor], sam_gradients: Sequence[Tensor]) -> None:
-    """g <- g_v = g_s - (<g_s, g> / ||g||^2) g, the part of g_s orthogonal to g. A zero gradient takes nothing away."""
+def orthogonal_(gradients: list[Tensor], sam_gradients: list[Tensor]) -> None:
+    """G <- g_v = g_s - (<g_s, g> / ||g||^2) g, the part of g_s orthogonal to g. A zero gradient takes nothing away."""
     square = inner_product(gradients, gradients)
     along = inner_product(gradients, sam_gradients)
     coefficient = torch.where(square > 0, along / square, torch.zeros_like(square))

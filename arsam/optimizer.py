@@ -1,9 +1,11 @@
 """The ARSAM optimizer: any torch optimizer, with a sampled, reused and mixed sharpness-aware gradient."""
 
+# pyright: reportPrivateUsage=false, reportPrivateImportUsage=false
+
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
@@ -75,6 +77,7 @@ class ARSAM(Optimizer):
     reuse: Reuse
     model: nn.Module | None
     eps: float
+    defaults: dict[str, Any]
     _steps: int
     _ascents: int
     _reuses: int
@@ -121,7 +124,7 @@ class ARSAM(Optimizer):
         )
         for group in base.param_groups:
             self._complete(group)
-        if any(p.dtype in (torch.float16, torch.bfloat16) for group in base.param_groups for p in group["params"]):
+        if any(p.dtype in functional.HALF for group in base.param_groups for p in group["params"]):
             warnings.warn(
                 "half-precision parameters: most of them round w + e back to w, so that the perturbation is lost; keep the"
                 " parameters in float32 and use torch.autocast",
@@ -140,7 +143,7 @@ class ARSAM(Optimizer):
         return self.base.param_groups
 
     @param_groups.setter
-    def param_groups(self, groups: list[dict[str, Any]]) -> None:
+    def param_groups(self, groups: list[dict[str, Any]]) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
         self.base.param_groups = groups
 
     @property
@@ -149,7 +152,7 @@ class ARSAM(Optimizer):
         return self.base.state
 
     @state.setter
-    def state(self, state: Any) -> None:
+    def state(self, state: Any) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
         self.base.state = state
 
     @property
@@ -175,12 +178,12 @@ class ARSAM(Optimizer):
         self.base.add_param_group(param_group)
 
     @contextmanager
-    def perturb(self) -> Iterator[None]:
+    def perturb(self) -> Generator[None]:
         """Run the second pass of a loop that owns its backward.
 
         On entry w <- w + e by the present gradient, and the gradient is cleared; inside, accumulate the gradient of the
-        same batch; on exit w is restored bitwise in the same storage, and the gradient left for `step` is g_s. After an
-        exception the gradient is g again, as if nothing had happened.
+        same batch; on exit, also by an exception, w is restored bitwise in the same storage. The gradient is then g_s, which
+        `step` takes as the update.
 
         Raises:
             RuntimeError: entered inside itself, or a gradient is sparse.
@@ -189,56 +192,51 @@ class ARSAM(Optimizer):
             raise RuntimeError("perturb() is already active; the weights can be perturbed once at a time")
         self._pending = None
         _ = self.due  # lets a rule that reads gradients see g, the one it decides by
-        groups = [
-            (group, [p for p in group["params"] if p.grad is not None])
-            for group in self.param_groups
-            if any(p.grad is not None for p in group["params"])
-        ]
-        weights = [p for _, params in groups for p in params]
-        gradients = [_owned(p.grad) for p in weights]
+        weights = [p for p in self._parameters() if p.grad is not None]
         saved = [p.detach().clone() for p in weights]
+        gradients = {p: _owned(p) for p in weights}
         for p in weights:
             p.grad = None
-        finished = False
         self._perturbed = True
         try:
-            with torch.no_grad():
-                self._perturb_weights(groups, dict(zip(weights, gradients, strict=True)))
+            self._perturb_weights(gradients)
+            if self.reuse.horizon == 0:  # only the monitored gradients are needed after the second pass
+                gradients = dict(list(gradients.items())[len(gradients) - self.sampling.monitor :])
             with frozen_statistics(self.model):
                 yield
-            finished = True
         finally:
             self._perturbed = False
-            with torch.no_grad():
-                if saved:
+            if saved:
+                with torch.no_grad():
                     torch._foreach_copy_(weights, saved)
-                del saved
-                if finished:
-                    self._pending = self._take_in(weights, gradients)
-                else:
-                    for p, g in zip(weights, gradients, strict=True):
-                        p.grad = g
+            del saved
+        self._pending = self._take_in(gradients)
 
-    def _perturb_weights(self, groups: list[tuple[dict[str, Any], list[Tensor]]], gradients: dict[Tensor, Tensor]) -> None:
-        scaled = [
-            functional.scaled_gradients(params, [gradients[p] for p in params], group["adaptive"]) for group, params in groups
-        ]
-        norm = functional.global_norm([x for xs in scaled for x in xs])
-        for (group, params), xs in zip(groups, scaled, strict=True):
+    @torch.no_grad()
+    def _perturb_weights(self, gradients: dict[Tensor, Tensor]) -> None:
+        scaled: list[tuple[dict[str, Any], list[Tensor], list[Tensor]]] = []
+        for group in self.param_groups:
             self._complete(group)
-            functional.perturb_(params, xs, group["adaptive"], group["rho"] / (norm + self.eps))
+            weights = [p for p in group["params"] if p in gradients]
+            if weights:
+                own = [gradients[p] for p in weights]
+                scaled.append((group, weights, functional.scaled_gradients(weights, own, group["adaptive"])))
+        norm = functional.global_norm([x for _, _, xs in scaled for x in xs])
+        for group, weights, xs in scaled:
+            functional.perturb_(weights, xs, group["adaptive"], group["rho"] / (norm + self.eps))
 
-    def _take_in(self, weights: list[Tensor], gradients: list[Tensor]) -> _Ascent:
+    @torch.no_grad()
+    def _take_in(self, gradients: dict[Tensor, Tensor]) -> _Ascent:
         """Make the kept vectors and the monitored norms of g and g_s; consumes the gradients of the first pass."""
-        both = [(p, g, p.grad) for p, g in zip(weights, gradients, strict=True) if p.grad is not None]
+        both = [(p, g, p.grad) for p, g in gradients.items() if p.grad is not None]
         norms = None
         if self.sampling.monitor:
             last = both[-self.sampling.monitor :]
-            psf = torch._foreach_sub([g_s for _, _, g_s in last], [g for _, g, _ in last]) if last else []
+            psf = [g_s - g for _, g, g_s in last]
             norms = functional.global_norm([g for _, g, _ in last]), functional.global_norm(psf)
         if self.reuse.horizon == 0 or not both:
             return _Ascent({}, norms)
-        kept = [g.float() if g.dtype in (torch.float16, torch.bfloat16) else g for _, g, _ in both]
+        kept = [g.float() if g.dtype in functional.HALF else g for _, g, _ in both]
         self.reuse.keep_(kept, [g_s for _, _, g_s in both])
         return _Ascent({p: x for (p, _, _), x in zip(both, kept, strict=True)}, norms)
 
@@ -322,27 +320,18 @@ class ARSAM(Optimizer):
         parameters = self._parameters()
         self._steps, self._ascents, self._reuses = own["steps"], own["ascents"], own["reuses"]
         self._age, self._pending = own["age"], None
-        self._kept = {parameters[i]: x.detach().clone().to(parameters[i].device) for i, x in own["kept"].items()}
+        kept: dict[int, Tensor] = own["kept"]
+        self._kept = {parameters[i]: x.detach().clone().to(parameters[i].device) for i, x in kept.items()}
         self.sampling.load_state_dict(deepcopy(own["sampling"]))
 
     def __getstate__(self) -> dict[str, Any]:
-        # Attributes of the class, no hooks and no wrapper that an LR scheduler put around step: as torch's optimizers do.
-        return {name: value for name, value in self.__dict__.items() if name in _PICKLED}
+        # What the class declares: no hooks, and no wrapper that an LR scheduler put around step, as torch's optimizers do.
+        return {name: value for name, value in self.__dict__.items() if name in ARSAM.__annotations__}
 
 
-_PICKLED = {"base", "sampling", "reuse", "model", "eps", "defaults"} | {
-    "_steps",
-    "_ascents",
-    "_reuses",
-    "_age",
-    "_kept",
-    "_pending",
-    "_perturbed",
-}
-
-
-def _owned(gradient: Tensor | None) -> Tensor:
-    """The gradient as memory that the second backward pass will not write to."""
+def _owned(parameter: Tensor) -> Tensor:
+    """The gradient of a parameter, as memory that the second backward pass will not write to."""
+    gradient = parameter.grad
     assert gradient is not None
     if gradient.layout != torch.strided:
         raise RuntimeError(f"ARSAM needs dense gradients, got layout {gradient.layout}; build the embedding with sparse=False")

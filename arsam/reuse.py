@@ -5,9 +5,10 @@ A rule says which vector an ascent leaves behind (`keep_`) and how a later one-p
 keeps the vector, in float32 at least, one tensor per parameter.
 """
 
+# pyright: reportPrivateUsage=false, reportPrivateImportUsage=false
+
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -24,11 +25,11 @@ class Reuse(Protocol):
         """One-pass steps that a kept vector serves; 0: nothing is kept; None: until the next ascent."""
         ...
 
-    def keep_(self, gradients: Sequence[Tensor], sam_gradients: Sequence[Tensor]) -> None:
+    def keep_(self, gradients: list[Tensor], sam_gradients: list[Tensor]) -> None:
         """Turn g, in place, into the vector that is kept."""
         ...
 
-    def mix_(self, gradients: Sequence[Tensor], kept: Sequence[Tensor], age: int) -> None:
+    def mix_(self, gradients: list[Tensor], kept: list[Tensor], age: int) -> None:
         """Mix the kept vector of this age (1, 2, ..., horizon) into g, in place."""
         ...
 
@@ -38,10 +39,10 @@ class Nothing:
 
     horizon = 0
 
-    def keep_(self, gradients: Sequence[Tensor], sam_gradients: Sequence[Tensor]) -> None:
+    def keep_(self, gradients: list[Tensor], sam_gradients: list[Tensor]) -> None:
         """Never called: the horizon is 0."""
 
-    def mix_(self, gradients: Sequence[Tensor], kept: Sequence[Tensor], age: int) -> None:
+    def mix_(self, gradients: list[Tensor], kept: list[Tensor], age: int) -> None:
         """Never called: the horizon is 0."""
 
 
@@ -61,12 +62,12 @@ class Decayed:
         self.beta = beta
         self.horizon = int(horizon)
 
-    def keep_(self, gradients: Sequence[Tensor], sam_gradients: Sequence[Tensor]) -> None:
-        """g <- PSF = g_s - g."""
+    def keep_(self, gradients: list[Tensor], sam_gradients: list[Tensor]) -> None:
+        """G <- PSF = g_s - g."""
         functional.psf_(gradients, sam_gradients)
 
-    def mix_(self, gradients: Sequence[Tensor], kept: Sequence[Tensor], age: int) -> None:
-        """g <- g + beta^age PSF."""
+    def mix_(self, gradients: list[Tensor], kept: list[Tensor], age: int) -> None:
+        """G <- g + beta^age PSF."""
         torch._foreach_add_(gradients, kept, alpha=self.beta**age)
 
 
@@ -84,12 +85,12 @@ class Orthogonal:
             raise ValueError(f"alpha must be >= 0, got {alpha}")
         self.alpha = alpha
 
-    def keep_(self, gradients: Sequence[Tensor], sam_gradients: Sequence[Tensor]) -> None:
-        """g <- g_v."""
+    def keep_(self, gradients: list[Tensor], sam_gradients: list[Tensor]) -> None:
+        """G <- g_v."""
         functional.orthogonal_(gradients, sam_gradients)
 
-    def mix_(self, gradients: Sequence[Tensor], kept: Sequence[Tensor], age: int) -> None:
-        """g <- g + alpha * ||g|| / ||g_v|| * g_v; a zero g_v adds nothing."""
+    def mix_(self, gradients: list[Tensor], kept: list[Tensor], age: int) -> None:
+        """G <- g + alpha * ||g|| / ||g_v|| * g_v; a zero g_v adds nothing."""
         norm = functional.global_norm(kept)
         ratio = functional.global_norm(gradients) / norm
         functional.add_scaled_(gradients, kept, self.alpha * torch.where(norm > 0, ratio, torch.zeros_like(norm)))

@@ -95,7 +95,7 @@ class Periodic(_Stateless):
         self.offset = offset
 
     def due(self, step: int, gradient_norm: Callable[[], Tensor]) -> bool:
-        """t % every == offset."""
+        """T % every == offset."""
         return step % self.every == self.offset
 
 
@@ -143,7 +143,7 @@ class Tail(_Stateless):
         self.total_steps = total_steps
 
     def due(self, step: int, gradient_norm: Callable[[], Tensor]) -> bool:
-        """t >= total_steps - round(fraction * total_steps)."""
+        """T >= total_steps - round(fraction * total_steps)."""
         return step >= self.total_steps - round(self.fraction * self.total_steps)
 
 
@@ -297,7 +297,7 @@ class Adaptive:
         """Bring the queued norms to the host, all in one copy, and record them."""
         if not self._unread:
             return
-        rows: list[list[float]] = torch.stack(self._unread).double().tolist()
+        rows: list[list[float]] = torch.stack(self._unread).double().tolist()  # pyright: ignore
         self._unread.clear()
         for gradient, psf in rows:
             if not (math.isfinite(gradient) and math.isfinite(psf)):

@@ -6,7 +6,7 @@ or a quantization observer is wrong, and counts the batch twice.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm  # pyright: ignore[repor
 
 
 @contextmanager
-def frozen_statistics(model: nn.Module | None) -> Iterator[None]:
+def frozen_statistics(model: nn.Module | None) -> Generator[None]:
     """No running statistic of the model moves inside; the outputs of training mode stay what they are.
 
     Covers BatchNorm with all its subclasses (SyncBatchNorm, timm's BatchNormAct2d), tracking InstanceNorm, and fake-quant

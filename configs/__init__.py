@@ -1,0 +1,1 @@
+"""Configs: one module per training run, each with a `config` and its small `sample`."""

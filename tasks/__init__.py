@@ -1,0 +1,1 @@
+"""Tasks, and the one loop that trains them."""

@@ -32,8 +32,8 @@ def load(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: no such checkpoint")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise UserError(f"{path}: not a readable checkpoint ({str(error).splitlines()[0]})") from error
+    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
+        raise UserError(f"{path}: not a readable checkpoint of tensors and plain containers ({type(error).__name__})") from error
     if not isinstance(state, dict):
         raise UserError(f"{path}: expected a dict, found {type(state).__name__}")
     return state

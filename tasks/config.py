@@ -206,6 +206,8 @@ def _call(text: str, assignment: str) -> Any:
 def _built(node: ast.expr, assignment: str) -> Any:
     if isinstance(node, ast.Name):
         return functools.partial(_names()[node.id]) if node.id in _names() else node.id
+    if isinstance(node, (ast.Tuple, ast.List)):
+        return tuple(_built(element, assignment) for element in node.elts)
     if not isinstance(node, ast.Call):
         return ast.literal_eval(node)
     if not isinstance(node.func, ast.Name):
@@ -217,13 +219,15 @@ def _built(node: ast.expr, assignment: str) -> Any:
         close = difflib.get_close_matches(name, _names(), n=1)
         raise UserError(f"{assignment}: unknown name {name}" + (f"; did you mean {close[0]}?" if close else ""))
     keywords = {k.arg: _built(k.value, assignment) for k in node.keywords if k.arg is not None}
+    positional = [_built(a, assignment) for a in arguments]
     function = _names()[name]
+    if function is Epochs:
+        return Epochs(*positional)
     known = inspect.signature(function).parameters
     for keyword in keywords:
         if keyword not in known:
             raise UserError(f"{assignment}: {name} has no argument {keyword}; it takes {', '.join(known)}")
-    positional = [_built(a, assignment) for a in arguments]
-    return Epochs(*positional) if function is Epochs else functools.partial(function, *positional, **keywords)
+    return functools.partial(function, *positional, **keywords)
 
 
 def in_steps(value: Any, steps_per_epoch: int) -> Any:

@@ -64,7 +64,7 @@ def train(config: Config, out: Path, *, device: torch.device, resume: bool = Fal
     torch.manual_seed(config.seed)
     data = task.dataset("train")
     batches = Batches(len(data), config.batch_size, config.epochs, config.seed)  # type: ignore[arg-type]
-    model = task.model().to(device, memory_format=torch.channels_last if config.channels_last else torch.preserve_format)
+    model = task.model().to(device).to(memory_format=memory_format(config))
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True) if config.ema else None
     evaluated = average.module if average is not None else model
     optimizer = build_optimizer(config, model, batches.per_epoch)
@@ -82,14 +82,14 @@ def train(config: Config, out: Path, *, device: torch.device, resume: bool = Fal
     metrics = log.Metrics(out / "metrics.jsonl", state.step // batches.per_epoch)
     last: dict[str, float] = next((line["metrics"] for line in reversed(metrics.lines) if "metrics" in line), {})
 
+    loss_sum = torch.full((), state.epoch_loss, dtype=torch.float64, device=device)
+
     def save(path: Path) -> None:
+        state.epoch_loss = loss_sum.item()
         checkpoint.save(path, _state(config, state, model, average, optimizer, schedule))
 
-    loss_sum = torch.full((), state.epoch_loss, dtype=torch.float64, device=device)
     bar = tqdm(total=batches.total, initial=state.step, unit="step", disable=not sys.stdout.isatty(), dynamic_ncols=True)
-    loader = DataLoader(
-        Seeded(data, config.seed), batch_sampler=batches, num_workers=config.num_workers, pin_memory=device.type == "cuda"
-    )
+    loader = _loader(Seeded(data, config.seed), config, device, batch_sampler=batches)
     model.train()
     with _interruptible() as interrupted, bar:
         clock = time.perf_counter()
@@ -148,7 +148,6 @@ def train(config: Config, out: Path, *, device: torch.device, resume: bool = Fal
                 log.draw_curves(out / "curves.png", metrics.lines, task.metric)
                 clock = time.perf_counter()
             if interrupted():
-                state.epoch_loss = loss_sum.item()
                 save(out / "last.pt")
                 raise KeyboardInterrupt
     result = {
@@ -169,9 +168,9 @@ def train(config: Config, out: Path, *, device: torch.device, resume: bool = Fal
 
 def evaluate(config: Config, model: nn.Module, device: torch.device) -> dict[str, float]:
     """The task's metrics over its "val" split; the model is left in the mode it came in."""
-    loader: DataLoader[Batch] = DataLoader(
-        config.task.dataset("val"), config.batch_size, num_workers=config.num_workers, pin_memory=device.type == "cuda"
-    )
+    data = config.task.dataset("val")
+    keys = [(0, index) for index in range(len(data))]  # type: ignore[arg-type]
+    loader = _loader(Seeded(data, config.seed), config, device, batch_size=config.batch_size, sampler=keys)
     training = model.training
     model.eval()
     try:
@@ -179,6 +178,11 @@ def evaluate(config: Config, model: nn.Module, device: torch.device) -> dict[str
             return config.task.evaluate(model, (_moved(batch, device) for batch in loader))
     finally:
         model.train(training)
+
+
+def memory_format(config: Config) -> torch.memory_format:
+    """Of the config's model."""
+    return torch.channels_last if config.channels_last else torch.preserve_format
 
 
 def build_optimizer(config: Config, model: nn.Module, steps_per_epoch: int) -> Optimizer:
@@ -267,6 +271,12 @@ def _clipping(optimizer: Optimizer, model: nn.Module, norm: float | None) -> Cal
         optimizer.base.register_step_pre_hook(clip)
         return lambda: None
     return clip
+
+
+def _loader(data: Dataset[Any], config: Config, device: torch.device, **batching: Any) -> DataLoader[Batch]:
+    # A generator of its own: without one a loader draws from the global one, and a resumed run would be a draw ahead.
+    generator = torch.Generator().manual_seed(config.seed)
+    return DataLoader(data, num_workers=config.num_workers, pin_memory=device.type == "cuda", generator=generator, **batching)
 
 
 def _autocast(config: Config, device: torch.device) -> torch.autocast:

@@ -10,10 +10,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import torch  # noqa: E402
+import torch
 
-from tasks import config as configs  # noqa: E402
-from tasks.base import UserError  # noqa: E402
+from tasks import config as configs
+from tasks.base import UserError
 
 _OVERRIDE = re.compile(r"[A-Za-z_][\w.]*=")
 
@@ -43,6 +43,12 @@ def device(name: str) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UserError(f"--device {name}: {str(error).splitlines()[0]}") from error
     return device
+
+
+def print_table(metrics: dict[str, float]) -> None:
+    """Metrics in one table of two lines."""
+    print("  ".join(f"{name:>6}" for name in metrics))
+    print("  ".join(f"{value:6.3f}" for value in metrics.values()))
 
 
 def run(main: Callable[[], None]) -> None:

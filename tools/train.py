@@ -6,7 +6,6 @@ from pathlib import Path
 
 import cli
 
-from tasks import config as configs
 from tasks import engine
 from tasks.base import UserError
 
@@ -27,7 +26,7 @@ def main() -> None:
         raise UserError(f"{out}: already holds a run; go on with --resume, or name another --out")
     print(f"{name}: {config.task.name}, {config.epochs} epochs, into {out}", flush=True)
     result = engine.train(config, out, device=cli.device(arguments.device), resume=arguments.resume, name=path)
-    print_table(result["metrics"])
+    cli.print_table(result["metrics"])
     print(
         f"passes per step {result['passes_per_step']:.3f} ({result['ascents']} ascents in {result['steps']} steps), "
         f"{result['train_seconds']:.0f} s of training, {result['images_per_second']:.0f} images/s"
@@ -42,12 +41,6 @@ def _folder(name: str, resume: bool) -> Path:
     if resume and not taken:
         raise UserError(f"{folders[0]}: holds no run to resume; name its folder with --out")
     return taken[-1] if resume else next(folder for folder in folders if folder not in taken)
-
-
-def print_table(metrics: dict[str, float]) -> None:
-    """Metrics in one table of two lines."""
-    print("  ".join(f"{name:>6}" for name in metrics))
-    print("  ".join(f"{value:6.3f}" for value in metrics.values()))
 
 
 if __name__ == "__main__":

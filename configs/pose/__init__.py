@@ -1,0 +1,1 @@
+"""Human pose estimation on COCO keypoints."""

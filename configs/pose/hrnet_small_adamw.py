@@ -17,12 +17,13 @@ from tasks.pose.task import SAMPLE, PoseTask
 from tasks.pose.transforms import Augmentation
 from tasks.schedule import cosine
 
+task = PoseTask(
+    codec=Heatmap((96, 128), (24, 32), sigma=1.5, unbiased=True, blur=9),
+    network=partial(HeatmapHRNet, "hrnet_w32", widths=(8, 16, 32, 64), modules=(1, 1, 1), blocks=2),
+    augmentation=Augmentation(half_body=0.0, shift=0.1, scale=(0.75, 1.3), rotation=40.0),
+)
 config = Config(
-    task=PoseTask(
-        codec=Heatmap((96, 128), (24, 32), sigma=1.5),
-        network=partial(HeatmapHRNet, "hrnet_w32", widths=(8, 16, 32, 64), modules=(1, 1, 1), blocks=2),
-        augmentation=Augmentation(half_body=0.0, shift=0.1, scale=(0.75, 1.3), rotation=40.0),
-    ),
+    task=task,
     optimizer=partial(AdamW, lr=3e-3, weight_decay=1e-2),
     schedule=partial(cosine, warmup=200),
     epochs=16,
@@ -32,7 +33,7 @@ config = Config(
 
 sample = replace(
     config,
-    task=replace(config.task, root=SAMPLE),
+    task=replace(task, root=SAMPLE),
     epochs=15,
     batch_size=16,
     eval_every=5,

@@ -115,6 +115,8 @@ class Heatmap:
             if not (1 < x < width - 2 and 1 < y < height - 2):
                 continue
             blurred = cv2.GaussianBlur(maps[m], (self.blur, self.blur), 0, borderType=cv2.BORDER_CONSTANT)
+            if not blurred.max() > 0:
+                continue  # a lone positive cell among negative ones, as before training
             blurred *= maps[m].max() / blurred.max()
             p = np.log(np.maximum(blurred[y - 2 : y + 3, x - 2 : x + 3], 1e-10)).astype(np.float64)
             gradient = 0.5 * np.array([p[2, 3] - p[2, 1], p[3, 2] - p[1, 2]])

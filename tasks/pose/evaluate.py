@@ -46,7 +46,7 @@ def oks_nms(keypoints: Array, scores: Array, areas: Array, threshold: float = 0.
     while len(order):
         first, rest = order[0], order[1:]
         keep.append(int(first))
-        order = rest[oks(keypoints[first], keypoints[rest], areas[first], areas[rest]) <= threshold]
+        order = rest[oks(keypoints[first], keypoints[rest], float(areas[first]), areas[rest]) <= threshold]
     return keep
 
 

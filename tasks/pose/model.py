@@ -32,11 +32,11 @@ class HeatmapHRNet(nn.Module):
     ) -> None:
         super().__init__()
         stages = _stages(variant, widths, modules, blocks)
-        self.backbone = timm.create_model(variant, features_only=True, feature_location="", out_indices=(1,), **stages)
+        backbone: Any = timm.create_model(variant, features_only=True, feature_location="", out_indices=(1,), **stages)
         # Only the first branch is read: what the last module fuses for the others would never get a gradient.
-        last = self.backbone.stage4[-1]
-        last.fuse_layers = last.fuse_layers[:1]
-        self.head = nn.Conv2d(self.backbone.feature_info.channels()[0], len(KEYPOINTS), 1)
+        backbone.stage4[-1].fuse_layers = backbone.stage4[-1].fuse_layers[:1]
+        self.backbone = backbone
+        self.head = nn.Conv2d(backbone.feature_info.channels()[0], len(KEYPOINTS), 1)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 # mmpose's init; with timm's He init the heatmaps' tiny targets are not found.
@@ -55,12 +55,13 @@ def _stages(
     modules: tuple[int, int, int] | None,
     blocks: int | None,
 ) -> dict[str, Any]:
-    """timm's stage configs with our widths, module and block counts, as overrides of `create_model`."""
+    """Timm's stage configs with our widths, module and block counts, as overrides of `create_model`."""
     from timm.models.hrnet import cfg_cls
 
     stages: dict[str, Any] = {}
     for i in range(4):
-        stage = dict(cfg_cls[variant][f"stage{i + 1}"])
+        published: Any = cfg_cls[variant][f"stage{i + 1}"]
+        stage = dict(published)
         branches = stage["num_branches"]
         if i > 0 and widths is not None:
             stage["num_channels"] = widths[:branches]

@@ -93,9 +93,7 @@ class Augmentation:
     photometric: float = 0.0
     dropout: float = 0.0
 
-    def half(
-        self, keypoints: Array, labelled: NDArray[np.bool_], upper: NDArray[np.bool_]
-    ) -> tuple[Array, Array] | None:
+    def half(self, keypoints: Array, labelled: NDArray[np.bool_], upper: NDArray[np.bool_]) -> tuple[Array, Array] | None:
         """Centre and extent of half a body, or None for the whole one.
 
         Args:

@@ -1,0 +1,44 @@
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: help setup format check test test-slow mutants bench demo clean
+
+help:  ## this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
+
+setup: $(VENV)/installed  ## virtual environment with everything
+
+$(VENV)/installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[tasks,dev]'
+	@touch $@
+
+format: setup  ## format and sort imports
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+check: setup  ## lint and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+
+test: setup  ## the test suite
+	$(BIN)/python -m pytest -n 2
+
+test-slow: setup  ## what takes minutes
+	$(BIN)/python -m pytest -m slow
+
+mutants: setup  ## break the optimizer in known ways; each must be killed by its test
+	$(BIN)/python tests/mutants.py
+
+bench: setup  ## cost of a step
+	$(BIN)/python tools/bench.py overhead
+
+demo: setup  ## train a small pose network on drawn people, and evaluate its checkpoint
+	rm -rf runs/demo
+	$(BIN)/python tools/train.py configs/pose/hrnet_arsam.py --sample --out runs/demo
+	$(BIN)/python tools/eval.py configs/pose/hrnet_arsam.py --sample --checkpoint runs/demo/best.pt
+
+clean:  ## remove the virtual environment and caches
+	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .hypothesis

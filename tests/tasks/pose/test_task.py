@@ -1,0 +1,233 @@
+"""The pose task: its data, its network, its loss and its evaluation, on people drawn for the purpose."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from tasks.base import UserError
+from tasks.pose import sample
+from tasks.pose.codec import Heatmap
+from tasks.pose.data import Person, PoseData, annotated_people
+from tasks.pose.model import HeatmapHRNet
+from tasks.pose.task import PoseTask
+
+SMALL = partial(HeatmapHRNet, "hrnet_w32", widths=(8, 16, 32, 64), modules=(1, 1, 1), blocks=1)
+CODEC = Heatmap((96, 128), (24, 32), sigma=1.5, unbiased=True)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("people")
+    for seed, split in enumerate(("train", "val")):
+        sample.write_split(folder, split, 12, np.random.default_rng([9, seed]))
+    return folder
+
+
+def batches(data: PoseData, size: int = 5) -> Any:
+    return torch.utils.data.DataLoader(data, batch_size=size)
+
+
+class Oracle(nn.Module):
+    """Knows the truth: heatmaps of the annotated joints, mirrored for a mirrored crop."""
+
+    def __init__(self, data: PoseData, codec: Heatmap) -> None:
+        super().__init__()
+        self.maps: dict[bytes, torch.Tensor] = {}
+        for i, person in enumerate(data.people):
+            from tasks.pose import transforms
+
+            centre, extent = transforms.box_to_centre(person.box)
+            matrix = transforms.affine(centre, transforms.fit_aspect(extent, codec.input_size), 0.0, codec.input_size)
+            points = transforms.apply(matrix, person.keypoints[:, :2]).astype(np.float32)
+            heatmaps, _ = codec.encode(points, person.keypoints[:, 2] > 0)
+            self.maps[self._key(data[i]["image"].float())] = torch.from_numpy(heatmaps)
+
+    @staticmethod
+    def _key(image: torch.Tensor) -> bytes:
+        return image.round().to(torch.uint8).numpy().tobytes()
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        mean, std = torch.tensor([123.675, 116.28, 103.53]), torch.tensor([58.395, 57.12, 57.375])
+        answers = []
+        for image in images * std.view(3, 1, 1) + mean.view(3, 1, 1):
+            if (key := self._key(image)) in self.maps:
+                answers.append(self.maps[key])
+            else:  # the mirror image
+                from tasks.pose.data import MIRRORED
+
+                answers.append(self.maps[self._key(image.flip(2))].flip(2)[torch.from_numpy(MIRRORED)])
+        return torch.stack(answers)
+
+
+@pytest.mark.parametrize("flip_test", [False, True])
+def test_the_truth_scores_full_marks(root: Path, flip_test: bool) -> None:
+    """Crop, encode, flip, decode and map back are one another's inverses. Kills: any slip in the geometry or the flip."""
+    task = PoseTask(root=str(root), codec=CODEC, flip_test=flip_test)
+    data = task.dataset("val")
+    figures = task.evaluate(Oracle(data, CODEC), batches(data))
+    assert figures["AP"] > 0.98, figures
+
+
+def test_limit(root: Path) -> None:
+    """The first N people of each split, measured against these alone. Kills: the others counted as missed."""
+    task = PoseTask(root=str(root), codec=CODEC, limit=4)
+    assert len(task.dataset("train")) == 4
+    data = task.dataset("val")
+    assert task.evaluate(Oracle(data, CODEC), batches(data))["AR"] > 0.98
+
+
+def test_detections(root: Path, tmp_path: Path) -> None:
+    """Boxes of a detector, with their scores; a second box on the same person is dropped by OKS-NMS."""
+    annotated = PoseTask(root=str(root), codec=CODEC).dataset("val")
+    detections = [
+        {"image_id": p.image_id, "category_id": 1, "bbox": p.box.tolist(), "score": 0.9} for p in annotated.people
+    ]
+    detections.append({**detections[0], "score": 0.8})
+    detections.append({**detections[0], "category_id": 3})
+    file = tmp_path / "detections.json"
+    file.write_text(json.dumps(detections))
+    task = PoseTask(root=str(root), codec=CODEC, detections=str(file))
+    data = task.dataset("val")
+    assert len(data) == 13
+    found = task.results(Oracle(annotated, CODEC), batches(data), data.people)
+    assert len(found) == 12
+    assert 0.5 < found[0]["score"] <= 0.9
+
+
+def test_training_items(root: Path) -> None:
+    """Shapes, and joints that stay on the person whatever the view."""
+    data = PoseTask(root=str(root), codec=CODEC).dataset("train")
+    np.random.seed(0)
+    item = data[0]
+    assert item["image"].shape == (3, 128, 96)
+    assert item["image"].dtype == torch.uint8
+    assert item["target"].shape == (17, 32, 24)
+    assert item["weight"].shape == (17,)
+
+
+def test_flipped_item_is_the_mirror(root: Path) -> None:
+    """Kills: joints flipped without swapping left and right."""
+    from tasks.pose.transforms import Augmentation
+
+    still = {"half_body": 0.0, "shift_probability": 0.0, "scale": (1.0, 1.0), "rotation": 0.0}
+    plain, flipped = (
+        PoseTask(root=str(root), codec=Heatmap((96, 128), (24, 32), sigma=2.0), augmentation=Augmentation(flip=f, **still))  # type: ignore[arg-type]
+        .dataset("train")[3]
+        for f in (0.0, 1.0)
+    )
+    difference = (plain["image"].flip(2).float() - flipped["image"].float()).abs()
+    # The crop's middle lies half a pixel from the mirror's, so compare joints: within a cell.
+    a, b = (i["target"].flatten(1).argmax(1) for i in (plain, flipped))
+    from tasks.pose.data import MIRRORED
+
+    expected = 23 - a[torch.from_numpy(MIRRORED)] % 24
+    seen = plain["weight"][torch.from_numpy(MIRRORED)] > 0
+    assert ((b % 24 - expected)[seen].abs() <= 1).all()
+    assert difference.mean() < 30
+
+
+def test_masked_loss(root: Path) -> None:
+    """Mean over all cells, unlabelled joints as 0. Kills: a mean over the labelled ones, a forgotten mask."""
+    task = PoseTask(root=str(root), codec=CODEC)
+    batch = {
+        "image": torch.zeros(2, 3, 128, 96, dtype=torch.uint8),
+        "target": torch.ones(2, 17, 32, 24),
+        "weight": torch.zeros(2, 17),
+    }
+    batch["weight"][0, :5] = 1
+    model = nn.Conv2d(3, 17, 1).requires_grad_(False)
+    model = nn.Sequential(nn.AvgPool2d(4), model)
+    nn.init.zeros_(model[1].weight)  # type: ignore[arg-type]
+    nn.init.constant_(model[1].bias, 3.0)  # type: ignore[arg-type]
+    assert task.loss(model, batch).item() == pytest.approx(4.0 * 5 / 34)
+
+
+def test_every_parameter_gets_a_gradient() -> None:
+    """What the last fusion makes for the other branches is gone: DDP would wait for it."""
+    model = SMALL()
+    assert model(torch.randn(2, 3, 128, 96)).shape == (2, 17, 32, 24)
+    model(torch.randn(2, 3, 128, 96)).square().mean().backward()
+    assert all(p.grad is not None for p in model.parameters())
+    weights = torch.cat([m.weight.flatten() for m in model.modules() if isinstance(m, nn.Conv2d)])
+    assert 0.0009 < float(weights.detach().std()) < 0.0011
+
+
+@pytest.mark.parametrize(("variant", "count"), [("hrnet_w32", 28.5e6), ("hrnet_w48", 63.6e6)])
+def test_published_sizes(variant: str, count: float) -> None:
+    """mmpose's parameter counts of HRNet-W32 and W48."""
+    with torch.device("meta"):
+        model = HeatmapHRNet(variant)
+    assert sum(p.numel() for p in model.parameters()) == pytest.approx(count, rel=0.005)
+
+
+def test_backbone_weights(tmp_path: Path) -> None:
+    """ImageNet weights from a file: loaded, or refused with the first tensor that is missing."""
+    torch.manual_seed(0)
+    source = SMALL()
+    path = tmp_path / "weights.pth"
+    torch.save({**source.backbone.state_dict(), "classifier.weight": torch.zeros(2)}, path)
+    loaded = PoseTask(network=SMALL, weights=str(path)).model()
+    assert torch.equal(loaded.backbone.conv1.weight, source.backbone.conv1.weight)  # type: ignore[union-attr]
+    torch.save({}, path)
+    with pytest.raises(UserError, match=r"weights\.pth: lacks .* tensors: conv1\.weight"):
+        PoseTask(network=SMALL, weights=str(path)).model()
+
+
+def one_annotation(**changes: Any) -> dict[str, Any]:
+    annotation = {"id": 7, "image_id": 1, "bbox": [10, 10, 50, 60], "keypoints": [20, 30, 2] * 17, "iscrowd": 0}
+    return {"images": [{"id": 1, "file_name": "a.jpg", "width": 100, "height": 40}], "annotations": [annotation | changes]}
+
+
+def test_boxes_are_clipped_as_in_mmpose() -> None:
+    """To width - 1 and height - 1."""
+    (person,) = annotated_people(one_annotation(bbox=[-5, 10, 200, 60]), Path(), Path("x.json"))
+    np.testing.assert_array_equal(person.box, [0, 10, 99, 29])
+
+
+@pytest.mark.parametrize("changes", [{"iscrowd": 1}, {"keypoints": [0] * 51}, {"bbox": [10, 10, 0, 5]}, {"bbox": [200, 0, 9, 9]}])
+def test_nobody_to_learn_from(changes: dict[str, Any]) -> None:
+    """Crowds, unlabelled people and empty boxes are passed over."""
+    assert annotated_people(one_annotation(**changes), Path(), Path("x.json")) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"keypoints": [0] * 9}, "annotation 7 has 9 keypoint values, expected 51"), ({"image_id": 5}, "annotation 7 names the picture 5")],
+)
+def test_broken_annotations(changes: dict[str, Any], message: str) -> None:
+    """The error names the file, the annotation and the rule."""
+    with pytest.raises(UserError, match=f"x.json: {message}"):
+        annotated_people(one_annotation(**changes), Path(), Path("x.json"))
+
+
+def test_missing_picture(tmp_path: Path) -> None:
+    """The error names the file."""
+    person = Person(tmp_path / "gone.jpg", 1, np.array([0.0, 0.0, 9.0, 9.0]), 1.0, np.ones((17, 3)))
+    with pytest.raises(UserError, match=r"gone\.jpg: no such picture"):
+        PoseData([person], CODEC)[0]
+
+
+def test_sample_is_deterministic(tmp_path: Path) -> None:
+    """The same generator draws the same people; another one others. Boxes hold the person, areas are the mask's."""
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        sample.write_split(tmp_path / name, "val", 3, np.random.default_rng(seed))
+    texts = [(tmp_path / n / "annotations/person_keypoints_val2017.json").read_text() for n in "abc"]
+    assert texts[0] == texts[1] != texts[2]
+    pixels = [(tmp_path / n / "val2017/000000000001.jpg").read_bytes() for n in "abc"]
+    assert pixels[0] == pixels[1] != pixels[2]
+    for annotation in json.loads(texts[0])["annotations"]:
+        x, y, width, height = annotation["bbox"]
+        triples = np.array(annotation["keypoints"]).reshape(-1, 3)
+        inside = triples[triples[:, 2] > 0]
+        assert annotation["num_keypoints"] == len(inside) >= 8
+        assert (inside[:, 0] >= x - 1).all() and (inside[:, 0] <= x + width + 1).all()
+        assert (inside[:, 1] >= y - 1).all() and (inside[:, 1] <= y + height + 1).all()
+        assert 0.1 * width * height < annotation["area"] <= width * height

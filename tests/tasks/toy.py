@@ -1,0 +1,74 @@
+"""A task of milliseconds: regression with BatchNorm, dropout and noise in its data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim import AdamW
+from torch.utils.data import Dataset
+
+from arsam import ARSAM
+from arsam.sampling import Adaptive
+from tasks.base import Batch
+from tasks.config import Config, Epochs
+from tasks.schedule import cosine
+
+
+class Points(Dataset[dict[str, Tensor]]):
+    """Points of a line, with noise that is drawn anew on each look."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        x = torch.full((3,), index / self.count) + 0.1 * torch.from_numpy(np.random.randn(3)).float()
+        return {"x": x, "y": x.sum(0, keepdim=True) + 0.1 * torch.randn(1)}
+
+
+@dataclass(frozen=True)
+class Toy:
+    """The toy task."""
+
+    count: int = 21
+    width: int = 8
+    dropout: float = 0.2
+
+    name = "toy"
+    metric = "score"
+
+    def dataset(self, split: str) -> Points:
+        """Training points, or fewer for validation."""
+        return Points(self.count if split == "train" else 10)
+
+    def model(self) -> nn.Module:
+        """Two layers."""
+        return nn.Sequential(nn.Linear(3, self.width), nn.BatchNorm1d(self.width), nn.Dropout(self.dropout), nn.Linear(self.width, 1))
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Squared error."""
+        return (model(batch["x"]) - batch["y"]).square().mean()
+
+    def evaluate(self, model: nn.Module, batches: Iterable[Batch]) -> dict[str, float]:
+        """Minus the mean output, of a fixed input."""
+        assert sum(len(batch["x"]) for batch in batches) == 10
+        return {"score": -float(model(torch.ones(2, 3)).mean())}
+
+
+config = Config(
+    task=Toy(),
+    optimizer=partial(AdamW, lr=1e-2),
+    schedule=partial(cosine, warmup=Epochs(1)),
+    sharpness=partial(ARSAM, rho=0.1, sampling=partial(Adaptive, window=8, blocks=2, initial=3.0, warmup=Epochs(1))),
+    epochs=5,
+    batch_size=4,
+    num_workers=0,
+)
+sample = replace(config, epochs=2)

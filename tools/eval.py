@@ -1,0 +1,30 @@
+"""Evaluate a checkpoint: python tools/eval.py CONFIG --checkpoint runs/NAME/best.pt"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import cli
+
+from tasks import checkpoint, engine
+
+
+def main() -> None:
+    """Parse, evaluate, print."""
+    parser = cli.parser(__doc__ or "")
+    parser.add_argument("--checkpoint", type=Path, required=True, help="a run's best.pt or last.pt, or a state_dict")
+    parser.add_argument("--sample", action="store_true", help="the config's sample")
+    arguments = parser.parse_intermixed_args()
+    _, config = cli.load_config(arguments.words, sample=arguments.sample)
+    device = cli.device(arguments.device)
+    model = config.task.model()
+    checkpoint.load_weights(model, arguments.checkpoint)
+    model.to(device).to(memory_format=engine.memory_format(config))
+    metrics = engine.evaluate(config, model, device)
+    cli.print_table(metrics)
+    print(json.dumps(metrics))
+
+
+if __name__ == "__main__":
+    cli.run(main)
