@@ -33,7 +33,9 @@ def load(path: Path) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
-        raise UserError(f"{path}: not a readable checkpoint of tensors and plain containers ({type(error).__name__})") from error
+        raise UserError(
+            f"{path}: not a readable checkpoint of tensors and plain containers ({type(error).__name__})"
+        ) from error
     if not isinstance(state, dict):
         raise UserError(f"{path}: expected a dict, found {type(state).__name__}")
     return state

@@ -189,10 +189,18 @@ def build_optimizer(config: Config, model: nn.Module, steps_per_epoch: int) -> O
     """The config's optimizer, sharpness-aware where the config says so.
 
     `sampling` and `reuse` come as partials and are built here: rules that take ``total_steps`` are given it.
+
+    Raises:
+        UserError: an argument is missing or out of range.
     """
-    optimizer = config.optimizer([p for p in model.parameters() if p.requires_grad])
-    if config.sharpness is None:
-        return optimizer
+    try:
+        optimizer = config.optimizer([p for p in model.parameters() if p.requires_grad])
+        return optimizer if config.sharpness is None else _sharpened(config, optimizer, model, steps_per_epoch)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"optimizer or sharpness: {error}") from error
+
+
+def _sharpened(config: Config, optimizer: Optimizer, model: nn.Module, steps_per_epoch: int) -> ARSAM:
     sharpness = in_steps(config.sharpness, steps_per_epoch)
     rules: dict[str, Any] = {}
     for name in ("sampling", "reuse"):

@@ -180,9 +180,13 @@ def read_picture(path: Path) -> NDArray[np.uint8]:
     Raises:
         UserError: missing, or no picture.
     """
-    picture = cv2.imread(str(path), cv2.IMREAD_COLOR)
+    try:
+        content = np.frombuffer(path.read_bytes(), np.uint8)
+    except OSError as error:
+        raise UserError(f"{path}: no such picture ({error.strerror})") from error
+    picture = cv2.imdecode(content, cv2.IMREAD_COLOR) if len(content) else None
     if picture is None:
-        raise UserError(f"{path}: " + ("not a readable picture" if path.is_file() else "no such picture"))
+        raise UserError(f"{path}: not a readable picture")
     return cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)  # type: ignore[return-value]
 
 

@@ -50,7 +50,9 @@ class Toy:
 
     def model(self) -> nn.Module:
         """Two layers."""
-        return nn.Sequential(nn.Linear(3, self.width), nn.BatchNorm1d(self.width), nn.Dropout(self.dropout), nn.Linear(self.width, 1))
+        return nn.Sequential(
+            nn.Linear(3, self.width), nn.BatchNorm1d(self.width), nn.Dropout(self.dropout), nn.Linear(self.width, 1)
+        )
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Squared error."""

@@ -44,7 +44,9 @@ def fed_back(truth: dict[str, Any], jitter: float, rng: np.random.Generator) -> 
             continue
         triples[:, :2] += rng.normal(0, 1, (17, 2)) * jitter
         score = float(rng.random())
-        found.append({"image_id": annotation["image_id"], "category_id": 1, "keypoints": triples.ravel().tolist(), "score": score})
+        found.append(
+            {"image_id": annotation["image_id"], "category_id": 1, "keypoints": triples.ravel().tolist(), "score": score}
+        )
     return found
 
 

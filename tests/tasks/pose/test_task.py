@@ -87,9 +87,7 @@ def test_limit(root: Path) -> None:
 def test_detections(root: Path, tmp_path: Path) -> None:
     """Boxes of a detector, with their scores; a second box on the same person is dropped by OKS-NMS."""
     annotated = PoseTask(root=str(root), codec=CODEC).dataset("val")
-    detections = [
-        {"image_id": p.image_id, "category_id": 1, "bbox": p.box.tolist(), "score": 0.9} for p in annotated.people
-    ]
+    detections = [{"image_id": p.image_id, "category_id": 1, "bbox": p.box.tolist(), "score": 0.9} for p in annotated.people]
     detections.append({**detections[0], "score": 0.8})
     detections.append({**detections[0], "category_id": 3})
     file = tmp_path / "detections.json"
@@ -119,8 +117,9 @@ def test_flipped_item_is_the_mirror(root: Path) -> None:
 
     still = {"half_body": 0.0, "shift_probability": 0.0, "scale": (1.0, 1.0), "rotation": 0.0}
     plain, flipped = (
-        PoseTask(root=str(root), codec=Heatmap((96, 128), (24, 32), sigma=2.0), augmentation=Augmentation(flip=f, **still))  # type: ignore[arg-type]
-        .dataset("train")[3]
+        PoseTask(
+            root=str(root), codec=Heatmap((96, 128), (24, 32), sigma=2.0), augmentation=Augmentation(flip=f, **still)
+        ).dataset("train")[3]  # type: ignore[arg-type]
         for f in (0.0, 1.0)
     )
     difference = (plain["image"].flip(2).float() - flipped["image"].float()).abs()
@@ -192,7 +191,9 @@ def test_boxes_are_clipped_as_in_mmpose() -> None:
     np.testing.assert_array_equal(person.box, [0, 10, 99, 29])
 
 
-@pytest.mark.parametrize("changes", [{"iscrowd": 1}, {"keypoints": [0] * 51}, {"bbox": [10, 10, 0, 5]}, {"bbox": [200, 0, 9, 9]}])
+@pytest.mark.parametrize(
+    "changes", [{"iscrowd": 1}, {"keypoints": [0] * 51}, {"bbox": [10, 10, 0, 5]}, {"bbox": [200, 0, 9, 9]}]
+)
 def test_nobody_to_learn_from(changes: dict[str, Any]) -> None:
     """Crowds, unlabelled people and empty boxes are passed over."""
     assert annotated_people(one_annotation(**changes), Path(), Path("x.json")) == []
@@ -200,7 +201,10 @@ def test_nobody_to_learn_from(changes: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(
     ("changes", "message"),
-    [({"keypoints": [0] * 9}, "annotation 7 has 9 keypoint values, expected 51"), ({"image_id": 5}, "annotation 7 names the picture 5")],
+    [
+        ({"keypoints": [0] * 9}, "annotation 7 has 9 keypoint values, expected 51"),
+        ({"image_id": 5}, "annotation 7 names the picture 5"),
+    ],
 )
 def test_broken_annotations(changes: dict[str, Any], message: str) -> None:
     """The error names the file, the annotation and the rule."""

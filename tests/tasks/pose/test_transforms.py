@@ -37,9 +37,7 @@ def test_to_picture_inverts_an_upright_crop(px: float, py: float, width: float) 
     centre, extent = np.array([120.0, 80.0]), np.array([width, width * 4 / 3])
     matrix = transforms.affine(centre, extent, 0.0, SIZE)
     point = np.array([px, py])
-    np.testing.assert_allclose(
-        transforms.to_picture(transforms.apply(matrix, point), centre, extent, SIZE), point, atol=1e-6
-    )
+    np.testing.assert_allclose(transforms.to_picture(transforms.apply(matrix, point), centre, extent, SIZE), point, atol=1e-6)
 
 
 def test_fit_aspect() -> None:

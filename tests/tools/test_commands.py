@@ -1,0 +1,193 @@
+"""The commands as users type them: files, exit codes, messages."""
+
+from __future__ import annotations
+
+import json
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tasks.pose import sample
+
+ROOT = Path(__file__).parents[2]
+SMALL = str(ROOT / "configs/pose/hrnet_small_arsam.py")
+FAST = ["batch_size=4", "num_workers=0", "epochs=2", "task.network.blocks=1", "task.network.widths=(4, 8, 8, 8)"]
+
+
+@pytest.fixture(scope="module")
+def people(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve drawn people a split, in COCO's layout."""
+    folder = tmp_path_factory.mktemp("people")
+    for seed, split in enumerate(("train", "val")):
+        sample.write_split(folder, split, 12, np.random.default_rng([7, seed]))
+    return folder
+
+
+def command(tool: str, *arguments: str, cwd: Path) -> list[str]:
+    return [sys.executable, str(ROOT / "tools" / f"{tool}.py"), *arguments]
+
+
+def call(tool: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Run a tool in a process of its own."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        command(tool, *arguments, cwd=cwd), capture_output=True, text=True, cwd=cwd, timeout=300, env=environment, check=False
+    )
+
+
+def inside(tool: str, *arguments: str, cwd: Path, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Run a tool in this process, which saves the imports; its exit code."""
+    monkeypatch.chdir(cwd)
+    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+    monkeypatch.setattr(sys, "argv", [f"{tool}.py", *arguments])
+    try:
+        runpy.run_path(str(ROOT / "tools" / f"{tool}.py"), run_name="__main__")
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    return 0
+
+
+def test_train_then_eval(people: Path, tmp_path: Path) -> None:
+    """Arguments in any order; the checkpoint evaluates to the figures of the run. Quiet without a terminal."""
+    done = call("train", "--seed", "5", "task.limit=8", SMALL, f"task.root={people}", "--out", "run", *FAST, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "\r" not in done.stdout + done.stderr
+    assert "passes per step" in done.stdout
+    files = {p.name for p in (tmp_path / "run").iterdir()}
+    assert files == {"run.json", "metrics.jsonl", "last.pt", "best.pt", "result.json", "curves.png"}
+    result = json.loads((tmp_path / "run/result.json").read_text())
+    assert (result["seed"], result["steps"], result["task"], result["config"]) == (5, 4, "pose", SMALL)
+    assert list(result["metrics"]) == ["AP", "AP50", "AP75", "APM", "APL", "AR", "AR50", "AR75", "ARM", "ARL"]
+    again = call(
+        "eval", f"task.root={people}", "--checkpoint", "run/last.pt", *FAST, SMALL, "task.limit=8", cwd=tmp_path
+    )  # fmt: skip
+    assert again.returncode == 0, again.stderr
+    assert json.loads(again.stdout.splitlines()[-1]) == result["metrics"]
+
+
+def test_default_folders(people: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """runs/NAME, then runs/NAME-2; nothing is overwritten."""
+    arguments = [SMALL, f"task.root={people}", *FAST, "epochs=1"]
+    for _ in range(2):
+        assert inside("train", *arguments, cwd=tmp_path, monkeypatch=monkeypatch) == 0
+    assert {p.name for p in (tmp_path / "runs").iterdir()} == {"hrnet_small_arsam", "hrnet_small_arsam-2"}
+    assert inside("train", *arguments, "--resume", cwd=tmp_path, monkeypatch=monkeypatch) == 0
+    assert len(list((tmp_path / "runs").iterdir())) == 2
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupt_writes_a_checkpoint(number: signal.Signals, people: Path, tmp_path: Path) -> None:
+    """Exit code 130, no traceback, and --resume goes on."""
+    arguments = [SMALL, f"task.root={people}", "--out", "run", *FAST, "epochs=300"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        command("train", *arguments, cwd=tmp_path),
+        cwd=tmp_path,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        env=environment,
+    )
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "run/last.pt").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert b"Traceback" not in errors
+    import torch
+
+    step = torch.load(tmp_path / "run/last.pt", weights_only=True)["progress"]["step"]
+    assert 0 < step < 900
+    assert (tmp_path / "run/result.json").exists() is False
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "expected one config file"),
+        (["nowhere.py"], "nowhere.py: no such config file"),
+        ([SMALL, SMALL], "expected one config file"),
+        ([SMALL, "epoch=2"], "epoch=2: unknown name epoch; did you mean epochs?"),
+        ([SMALL, "epochs=x"], "epochs=x: expected int, got x"),
+        ([SMALL, "batch_size=0"], "batch_size must be >= 1"),
+        ([SMALL, "task.limit=0"], "limit must be >= 1"),
+        ([SMALL, "task.codec.sigma=-1"], "sigma must be > 0"),
+        ([SMALL, "task.root=gone"], "person_keypoints_train2017.json: no such file; see README"),
+        ([SMALL, "--device", "cuda:99"], "--device cuda:99"),
+        ([SMALL, "--device", "gpu"], "--device gpu"),
+        ([SMALL, "--resume"], "holds no run to resume"),
+        ([SMALL, "--out", "taken"], "taken: already holds a run"),
+        ([SMALL, "task.root=broken"], "person_keypoints_train2017.json: not readable as JSON"),
+        ([SMALL, "task.root=list"], "not a COCO annotation file"),
+        ([SMALL, "task.root=empty"], "nobody to learn from"),
+        ([SMALL, "task.root=PEOPLE", "sharpness.rho=-1"], "rho must be >= 0"),
+        ([SMALL, "task.root=PEOPLE", "sharpness.sampling.window=3"], "window must be >= 2"),
+        ([SMALL, "task.root=PEOPLE", "sharpness.sampling=Tail()"], "fraction"),
+        ([SMALL, "task.root=PEOPLE", "optimizer.lr=-1"], "Invalid learning rate"),
+        ([SMALL, "task.root=PEOPLE", "task.weights=gone.pth"], "gone.pth: no such checkpoint"),
+    ],
+)
+def test_mistakes_in_training(
+    arguments: list[str], message: str, people: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """Exit code 2, one line that names the culprit, and nothing written."""
+    monkeypatch.delenv("ARSAM_DATA", raising=False)
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken/run.json").write_text("{}")
+    for name, content in (("broken", "{"), ("list", "[]"), ("empty", '{"images": [], "annotations": []}')):
+        (tmp_path / name / "annotations").mkdir(parents=True)
+        (tmp_path / name / "train2017").mkdir()
+        (tmp_path / name / "annotations/person_keypoints_train2017.json").write_text(content)
+    arguments = [word.replace("PEOPLE", str(people)) for word in arguments]
+    assert inside("train", *arguments, cwd=tmp_path, monkeypatch=monkeypatch) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.strip().splitlines()) <= 2
+    assert not (tmp_path / "runs").exists()
+
+
+def test_missing_picture_in_a_worker(people: Path, tmp_path: Path) -> None:
+    """The message crosses the process that loads."""
+    import shutil
+
+    shutil.copytree(people, tmp_path / "holes")
+    for picture in (tmp_path / "holes/train2017").iterdir():
+        picture.unlink()
+    done = call("train", SMALL, "task.root=holes", *FAST, "num_workers=1", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert "no such picture" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_eval_without_its_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Missing, or of no use."""
+    assert inside("eval", SMALL, "--checkpoint", "gone.pt", cwd=tmp_path, monkeypatch=monkeypatch) == 2
+    assert "gone.pt: no such checkpoint" in capsys.readouterr().err
+    (tmp_path / "text.pt").write_text("weights")
+    assert inside("eval", SMALL, "--checkpoint", "text.pt", cwd=tmp_path, monkeypatch=monkeypatch) == 2
+    assert "text.pt: not a readable checkpoint" in capsys.readouterr().err
+    assert inside("eval", SMALL, cwd=tmp_path, monkeypatch=monkeypatch) == 2
+
+
+def test_overhead_table(tmp_path: Path) -> None:
+    """The table, and the same numbers as JSON."""
+    done = call("bench", "overhead", "--rounds", "1", "--out", "table.json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    record = json.loads((tmp_path / "table.json").read_text())
+    assert record["kept"] == 1.0
+    names = {row["name"] for row in record["rows"]}
+    assert {"SGD, 2 passes", "ARSAM as SAM", "textbook SAM", "ARSAM, every 5th step"} <= names
+    for row in record["rows"]:
+        assert row["name"] in done.stdout
