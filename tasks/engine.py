@@ -106,16 +106,19 @@ def train(config: Config, out: Path, *, device: torch.device, resume: bool = Fal
                 state.epoch_passes += 1
                 return loss
 
+            rate = optimizer.param_groups[0]["lr"]
             loss_sum += optimizer.step(closure).detach()  # type: ignore[union-attr]
             schedule.step()
             if average is not None:
                 average.update_parameters(model)
             state.step += 1
+            steps_done = (state.step - 1) % batches.per_epoch + 1
+            if steps_done == batches.per_epoch and device.type == "cuda":
+                torch.cuda.synchronize(device)  # the clock must not stop before the work does
             now = time.perf_counter()
             state.seconds += now - clock
             state.epoch_seconds += now - clock
             clock = now
-            steps_done = (state.step - 1) % batches.per_epoch + 1
             if not bar.disable and bar.update():
                 speed = steps_done * batches.size / state.epoch_seconds
                 ascents = state.passes - state.step
@@ -127,7 +130,7 @@ def train(config: Config, out: Path, *, device: torch.device, resume: bool = Fal
                     "epoch": epoch,
                     "step": state.step,
                     "loss": loss_sum.item() / steps_done,
-                    "lr": optimizer.param_groups[0]["lr"],
+                    "lr": rate,
                     "passes_per_step": state.epoch_passes / steps_done,
                     "images_per_second": steps_done * batches.size / state.epoch_seconds,
                     "seconds": state.seconds,

@@ -34,7 +34,7 @@ config = Config(
 sample = replace(
     config,
     task=replace(task, root=SAMPLE),
-    epochs=15,
+    epochs=10,
     batch_size=16,
     eval_every=5,
 )

@@ -13,6 +13,6 @@ from arsam.sampling import Adaptive
 from configs.pose import hrnet_small_adamw as baseline
 from tasks.config import Epochs
 
-sharpness = partial(ARSAM, rho=0.005, sampling=partial(Adaptive, warmup=Epochs(3)))
+sharpness = partial(ARSAM, rho=0.001, sampling=partial(Adaptive, warmup=Epochs(3)))
 config = replace(baseline.config, sharpness=sharpness)
 sample = replace(baseline.sample, sharpness=sharpness)

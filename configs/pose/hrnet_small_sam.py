@@ -8,6 +8,6 @@ from arsam.reuse import Nothing
 from arsam.sampling import Always
 from configs.pose import hrnet_small_adamw as baseline
 
-sharpness = partial(ARSAM, rho=0.005, sampling=partial(Always), reuse=partial(Nothing))
+sharpness = partial(ARSAM, rho=0.001, sampling=partial(Always), reuse=partial(Nothing))
 config = replace(baseline.config, sharpness=sharpness)
 sample = replace(baseline.sample, sharpness=sharpness)

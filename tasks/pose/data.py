@@ -57,6 +57,7 @@ class Person:
         box: [4], inside the picture for annotated people.
         score: of the detector; 1 for annotated boxes.
         keypoints: [K, 3] x, y, v with v > 0 labelled; zeros for detections.
+        annotation: place in the file's list of annotations; None for detections.
     """
 
     picture: Path
@@ -64,6 +65,7 @@ class Person:
     box: NDArray[np.float64]
     score: float
     keypoints: NDArray[np.float64]
+    annotation: int | None = None
 
 
 def read_json(path: Path, how: str) -> Any:
@@ -97,7 +99,7 @@ def annotated_people(annotations: dict[str, Any], pictures: Path, source: Path) 
     """
     files = {image["id"]: image for image in annotations["images"]}
     people = []
-    for annotation in annotations["annotations"]:
+    for place, annotation in enumerate(annotations["annotations"]):
         where = f"{source}: annotation {annotation.get('id')}"
         if "keypoints" not in annotation or "bbox" not in annotation:
             raise UserError(f"{where} has no keypoints or no bbox; use a person_keypoints file of COCO")
@@ -113,7 +115,7 @@ def annotated_people(annotations: dict[str, Any], pictures: Path, source: Path) 
         if annotation.get("iscrowd") or not (high > low).all() or not (keypoints[:, 2] > 0).any():
             continue
         box = np.concatenate([low, high - low])
-        people.append(Person(pictures / image["file_name"], image["id"], box, 1.0, keypoints))
+        people.append(Person(pictures / image["file_name"], image["id"], box, 1.0, keypoints, place))
     return people
 
 

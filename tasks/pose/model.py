@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import timm
+from timm.models.hrnet import cfg_cls
 from torch import Tensor, nn
 
 from tasks.pose.data import KEYPOINTS
@@ -56,8 +57,6 @@ def _stages(
     blocks: int | None,
 ) -> dict[str, Any]:
     """Timm's stage configs with our widths, module and block counts, as overrides of `create_model`."""
-    from timm.models.hrnet import cfg_cls
-
     stages: dict[str, Any] = {}
     for i in range(4):
         published: Any = cfg_cls[variant][f"stage{i + 1}"]

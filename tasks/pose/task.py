@@ -85,7 +85,10 @@ class PoseTask:
         else:
             people = annotated_people(annotations, pictures, source)
             if self.limit is not None:
-                annotations = _limited(annotations, self.limit, source, pictures)
+                # The people left out would count as missed; crowds and the unlabelled stay, to be ignored.
+                left_out = {person.annotation for person in people[self.limit :]}
+                kept = [a for place, a in enumerate(annotations["annotations"]) if place not in left_out]
+                annotations = {**annotations, "annotations": kept}
         people = people[: self.limit]
         if not people:
             raise UserError(f"{source}: nobody to learn from: no person has a box and a labelled joint")
@@ -147,17 +150,3 @@ class PoseTask:
 def _normalised(images: Tensor) -> Tensor:
     """uint8 RGB [B, 3, h, w] as the network takes it."""
     return (images.float() - _MEAN.to(images.device)) / _STD.to(images.device)
-
-
-def _limited(annotations: dict[str, Any], limit: int, source: Path, pictures: Path) -> dict[str, Any]:
-    """The ground truth of the first N people: the others would count as missed. What nobody could learn stays ignored."""
-    kept: list[dict[str, Any]] = []
-    learned = 0
-    for annotation in annotations["annotations"]:
-        one = {"images": annotations["images"], "annotations": [annotation]}
-        if annotated_people(one, pictures, source):
-            learned += 1
-            if learned > limit:
-                continue
-        kept.append(annotation)
-    return {**annotations, "annotations": kept}
