@@ -32,7 +32,7 @@ class Task(Protocol):
         """The split "train" or "val"; an item is a dict of tensors. Random choices draw from the global generators."""
         ...
 
-    def model(self) -> nn.Module:
+    def build(self) -> nn.Module:
         """A fresh model, initialised from torch's generator or from a weights file that the settings name."""
         ...
 

@@ -64,7 +64,7 @@ def train(config: Config, out: Path, *, device: torch.device, resume: bool = Fal
     torch.manual_seed(config.seed)
     data = task.dataset("train")
     batches = Batches(len(data), config.batch_size, config.epochs, config.seed)  # type: ignore[arg-type]
-    model = task.model().to(device).to(memory_format=memory_format(config))
+    model = task.build().to(device).to(memory_format=memory_format(config))
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True) if config.ema else None
     evaluated = average.module if average is not None else model
     optimizer = build_optimizer(config, model, batches.per_epoch)

@@ -1,4 +1,4 @@
-"""Break the optimizer in known ways: python tests/mutants.py
+"""Break the optimizer in known ways, and see that a named test notices each: python tests/mutants.py.
 
 Each mutant is one textual change of the source and the test that must fail on it. Runs on a copy; the source stays.
 """

@@ -18,7 +18,7 @@ def main() -> None:
     arguments = parser.parse_intermixed_args()
     _, config = cli.load_config(arguments.words, sample=arguments.sample)
     device = cli.device(arguments.device)
-    model = config.task.model()
+    model = config.task.build()
     checkpoint.load_weights(model, arguments.checkpoint)
     model.to(device).to(memory_format=engine.memory_format(config))
     metrics = engine.evaluate(config, model, device)

@@ -94,7 +94,7 @@ class PoseTask:
             raise UserError(f"{source}: nobody to learn from: no person has a box and a labelled joint")
         return people, annotations
 
-    def model(self) -> nn.Module:
+    def build(self) -> nn.Module:
         """The network, with the backbone's weights where a file is named."""
         network = self.network()
         if self.weights is not None:

@@ -151,7 +151,7 @@ def test_the_baseline_is_torch_alone(tmp_path: Path) -> None:
     engine.train(config, tmp_path, device=CPU)
     torch.manual_seed(config.seed)
     data, batches = engine.Seeded(config.task.dataset("train"), 0), engine.Batches(21, 4, 2, 0)
-    model = config.task.model()
+    model = config.task.build()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     for step, keys in enumerate(batches):
         optimizer.param_groups[0]["lr"] = 1e-2 * schedule.cosine(step, 10, warmup=5)
@@ -223,12 +223,12 @@ def test_total_steps_reach_the_rules() -> None:
     """Tail and GradientNorm are given the run's length, warm-ups in epochs become steps, reuse is built."""
     for rule in (partial(sampling.Tail, 0.2), partial(sampling.GradientNorm, 1, -1)):
         config = dataclasses.replace(toy.config, sharpness=partial(ARSAM, sampling=rule))  # type: ignore[arg-type]
-        optimizer = engine.build_optimizer(config, config.task.model(), 7)
+        optimizer = engine.build_optimizer(config, config.task.build(), 7)
         assert optimizer.sampling.total_steps == 35  # type: ignore[attr-defined]
-    optimizer = engine.build_optimizer(toy.config, toy.config.task.model(), 7)
+    optimizer = engine.build_optimizer(toy.config, toy.config.task.build(), 7)
     assert optimizer.sampling.warmup == 7  # type: ignore[attr-defined]
     config = dataclasses.replace(toy.config, sharpness=partial(ARSAM, reuse=partial(reuse.Decayed, horizon=9)))  # type: ignore[arg-type]
-    assert engine.build_optimizer(config, config.task.model(), 7).reuse.horizon == 9  # type: ignore[attr-defined]
+    assert engine.build_optimizer(config, config.task.build(), 7).reuse.horizon == 9  # type: ignore[attr-defined]
 
 
 def test_average_is_what_is_evaluated(tmp_path: Path) -> None:
@@ -236,7 +236,7 @@ def test_average_is_what_is_evaluated(tmp_path: Path) -> None:
     result = run(tmp_path, ema=0.5, epochs=2)
     saved = weights(tmp_path)
     assert not torch.equal(saved["average"]["0.weight"], saved["model"]["0.weight"])
-    model = toy.config.task.model()
+    model = toy.config.task.build()
     checkpoint.load_weights(model, tmp_path / "last.pt")
     assert torch.equal(model[0].weight, saved["average"]["0.weight"])  # type: ignore[index]
     assert engine.evaluate(toy.config, model, CPU) == result["metrics"]
@@ -275,7 +275,7 @@ def test_damaged_checkpoints(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=r"torn\.pt: not a readable checkpoint"):
             checkpoint.load(tmp_path / "torn.pt")
     with pytest.raises(UserError, match=r"last\.pt: does not fit the model .*size mismatch for 0\.weight"):
-        checkpoint.load_weights(toy.Toy(width=5).model(), tmp_path / "last.pt")
+        checkpoint.load_weights(toy.Toy(width=5).build(), tmp_path / "last.pt")
 
 
 class Bomb:

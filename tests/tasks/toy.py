@@ -48,7 +48,7 @@ class Toy:
         """Training points, or fewer for validation."""
         return Points(self.count if split == "train" else 10)
 
-    def model(self) -> nn.Module:
+    def build(self) -> nn.Module:
         """Two layers."""
         return nn.Sequential(
             nn.Linear(3, self.width), nn.BatchNorm1d(self.width), nn.Dropout(self.dropout), nn.Linear(self.width, 1)

@@ -173,11 +173,11 @@ def test_backbone_weights(tmp_path: Path) -> None:
     source = SMALL()
     path = tmp_path / "weights.pth"
     torch.save({**source.backbone.state_dict(), "classifier.weight": torch.zeros(2)}, path)
-    loaded = PoseTask(network=SMALL, weights=str(path)).model()
+    loaded = PoseTask(network=SMALL, weights=str(path)).build()
     assert torch.equal(loaded.backbone.conv1.weight, source.backbone.conv1.weight)  # type: ignore[union-attr]
     torch.save({}, path)
     with pytest.raises(UserError, match=r"weights\.pth: lacks .* tensors: conv1\.weight"):
-        PoseTask(network=SMALL, weights=str(path)).model()
+        PoseTask(network=SMALL, weights=str(path)).build()
 
 
 def one_annotation(**changes: Any) -> dict[str, Any]:
