@@ -46,7 +46,7 @@ class Config:
         epochs: passes over the training split, >= 1.
         batch_size: items per step, >= 1.
         seed: of initialisation, order and augmentation.
-        num_workers: loader processes.
+        num_workers: loader processes, at most one per core; 0 loads in the training process.
         eval_every: epochs between evaluations; the last epoch is always evaluated.
         precision: "fp32", or "bf16" for autocast.
         channels_last: memory format of the model.

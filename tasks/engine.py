@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import random
 import resource
 import signal
@@ -287,7 +288,8 @@ def _clipping(optimizer: Optimizer, model: nn.Module, norm: float | None) -> Cal
 def _loader(data: Dataset[Any], config: Config, device: torch.device, **batching: Any) -> DataLoader[Batch]:
     # A generator of its own: without one a loader draws from the global one, and a resumed run would be a draw ahead.
     generator = torch.Generator().manual_seed(config.seed)
-    return DataLoader(data, num_workers=config.num_workers, pin_memory=device.type == "cuda", generator=generator, **batching)
+    workers = min(config.num_workers, os.cpu_count() or 1)
+    return DataLoader(data, num_workers=workers, pin_memory=device.type == "cuda", generator=generator, **batching)
 
 
 def _autocast(config: Config, device: torch.device) -> torch.autocast:
