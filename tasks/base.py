@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 from torch import Tensor, nn
@@ -34,6 +34,10 @@ class Task(Protocol):
 
     def build(self) -> nn.Module:
         """A fresh model, initialised from torch's generator or from a weights file that the settings name."""
+        ...
+
+    def parameters(self, model: nn.Module) -> Sequence[Any]:
+        """What the optimizer is given: parameters, or groups of them."""
         ...
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:

@@ -41,16 +41,33 @@ def load(path: Path) -> dict[str, Any]:
     return state
 
 
-def load_weights(model: torch.nn.Module, path: Path) -> None:
-    """Load the weights of a run's checkpoint, the averaged ones where it has them, or a bare state_dict.
+def weights(path: Path) -> dict[str, Any]:
+    """The state_dict in a run's checkpoint, the averaged weights where it has them, or in a bare one.
 
     Raises:
-        UserError: unreadable, or the keys or shapes are not the model's.
+        UserError: unreadable.
     """
     state = load(path)
-    weights = state.get("average") or state.get("model") or state
+    return state.get("average") or state.get("model") or state
+
+
+def fill(model: torch.nn.Module, state: dict[str, Any], path: Path) -> None:
+    """Load a state_dict into a model.
+
+    Raises:
+        UserError: the keys or shapes are not the model's.
+    """
     try:
-        model.load_state_dict(weights)
+        model.load_state_dict(state)
     except (RuntimeError, TypeError, AttributeError) as error:
         first = " ".join(str(error).split())[:300]
         raise UserError(f"{path}: does not fit the model of this config: {first}") from error
+
+
+def load_weights(model: torch.nn.Module, path: Path) -> None:
+    """Fill a model from a checkpoint.
+
+    Raises:
+        UserError: unreadable, or not the model's.
+    """
+    fill(model, weights(path), path)

@@ -52,6 +52,8 @@ class Config:
         channels_last: memory format of the model.
         clip_norm: the update's gradient (with ARSAM: the mixed one) is scaled down to this L2 norm; None: not clipped.
         ema: decay per step of the averaged weights that are evaluated; None: no average.
+        pretraining: the run whose weights this one starts from, where a tool is given none; its task's data and model are
+            this config's.
     """
 
     task: Task
@@ -67,6 +69,7 @@ class Config:
     channels_last: bool = True
     clip_norm: float | None = None
     ema: float | None = None
+    pretraining: Config | None = None
 
     def __post_init__(self) -> None:
         for name, least in (("epochs", 1), ("batch_size", 1), ("num_workers", 0), ("eval_every", 1), ("seed", 0)):

@@ -198,7 +198,7 @@ def build_optimizer(config: Config, model: nn.Module, steps_per_epoch: int) -> O
         UserError: an argument is missing or out of range.
     """
     try:
-        optimizer = config.optimizer([p for p in model.parameters() if p.requires_grad])
+        optimizer = config.optimizer(config.task.parameters(model))
         return optimizer if config.sharpness is None else _sharpened(config, optimizer, model, steps_per_epoch)
     except (TypeError, ValueError) as error:
         raise UserError(f"optimizer or sharpness: {error}") from error

@@ -26,13 +26,50 @@ def parser(description: str) -> argparse.ArgumentParser:
     return parser
 
 
+def words(arguments: argparse.Namespace) -> list[str]:
+    """Config and overrides, --seed among them."""
+    return arguments.words + ([f"seed={arguments.seed}"] if arguments.seed is not None else [])
+
+
+def paths(words: list[str]) -> list[str]:
+    """The words that are no overrides."""
+    return [word for word in words if not _OVERRIDE.match(word)]
+
+
 def load_config(words: list[str], *, sample: bool = False) -> tuple[str, configs.Config]:
     """The config file named among the words, and its config with the overrides among the words."""
-    paths = [word for word in words if not _OVERRIDE.match(word)]
-    if len(paths) != 1:
-        raise UserError(f"expected one config file, such as configs/pose/hrnet_small_arsam.py, got {paths or 'none'}")
-    config = configs.load(paths[0], sample=sample)
-    return paths[0], configs.override(config, [word for word in words if _OVERRIDE.match(word)])
+    named = paths(words)
+    if len(named) != 1:
+        raise UserError(f"expected one config file, such as configs/pose/hrnet_small_arsam.py, got {named or 'none'}")
+    config = configs.load(named[0], sample=sample)
+    return named[0], configs.override(config, [word for word in words if _OVERRIDE.match(word)])
+
+
+def run_folder(path: str, sample: bool, out: Path | None, *, resume: bool, holds: str = "run.json") -> Path:
+    """The folder that was asked for, or runs/NAME, runs/NAME-2, ...: the first free one, or the last one to resume.
+
+    Args:
+        path: of the config, which gives the name.
+        sample: is it the config's sample?
+        out: asked for.
+        resume: a run that is there goes on.
+        holds: the file by which a folder is known to be taken.
+
+    Raises:
+        UserError: taken, or nothing to resume.
+    """
+    if out is not None:
+        if (out / holds).exists() and not resume:
+            raise UserError(
+                f"{out}: already holds a run; name another --out" + (", or --resume" if holds == "run.json" else "")
+            )
+        return out
+    name = Path(path).stem + ("-sample" if sample else "")
+    folders = [Path("runs") / (name if number == 1 else f"{name}-{number}") for number in range(1, 10_000)]
+    taken = [folder for folder in folders if (folder / holds).exists()]
+    if resume and not taken:
+        raise UserError(f"{folders[0]}: holds no run to resume; name its folder with --out")
+    return taken[-1] if resume else next(folder for folder in folders if not folder.exists())
 
 
 def device(name: str) -> torch.device:

@@ -109,6 +109,10 @@ class PoseTask:
                 raise UserError(f"{path}: lacks {len(answer.missing_keys)} of the backbone's tensors: {answer.missing_keys[0]}")
         return network
 
+    def parameters(self, model: nn.Module) -> list[nn.Parameter]:
+        """All of them."""
+        return list(model.parameters())
+
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Mean squared error over all cells of all heatmaps; those of joints without a weight count as 0."""
         heatmaps = model(_normalised(batch["image"])).float()

@@ -54,6 +54,10 @@ class Toy:
             nn.Linear(3, self.width), nn.BatchNorm1d(self.width), nn.Dropout(self.dropout), nn.Linear(self.width, 1)
         )
 
+    def parameters(self, model: nn.Module) -> list[nn.Parameter]:
+        """All."""
+        return list(model.parameters())
+
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Squared error."""
         return (model(batch["x"]) - batch["y"]).square().mean()

@@ -169,6 +169,59 @@ def test_missing_picture_in_a_worker(people: Path, tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
+def test_quantize(tmp_path: Path) -> None:
+    """All stages on a tiny model: the report, the two files, and the folder that is not overwritten."""
+    tiny = [
+        "task.model=test_resnet",
+        "task.limit=80",
+        "epochs=1",
+        "pretraining.epochs=2",
+        "num_workers=0",
+        "pretraining.num_workers=0",
+    ]
+    done = call("quantize", *tiny, "--out", "run", "--seed", "3", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "no config given: the sample of resnet18_w4a4_arsam.py" in done.stdout
+    assert [done.stdout.index(f"[{i}/3]") for i in (1, 2, 3)] == sorted(done.stdout.index(f"[{i}/3]") for i in (1, 2, 3))
+    report = json.loads((tmp_path / "run/report.json").read_text())
+    assert set(report["stages"]) == {"float", "ptq", "ptq_bn", "qat", "onnx"}
+    for stage in report["stages"].values():
+        assert 0 <= stage["top1"] <= 1
+        assert stage["size_mb"] > 0
+    assert {"agreement", "latency_ms", "bits", "passes_per_step", "machine", "seed", "config"} <= report.keys()
+    assert report["bits"] == {"weight": 4, "act": 4}
+    assert report["seed"] == 3
+    assert set(report["latency_ms"]) == {"float", "low_bit"}
+    assert report["stages"]["onnx"]["size_mb"] == pytest.approx((tmp_path / "run/model.onnx").stat().st_size / 1e6)
+    assert report["stages"]["onnx"]["size_mb"] < report["stages"]["float"]["size_mb"] / 3
+    for name in ("float.onnx", "report.md", "report.png"):
+        assert (tmp_path / "run" / name).stat().st_size > 0
+    again = call("quantize", "--out", "run", cwd=tmp_path)
+    assert again.returncode == 2
+    assert "already holds a run" in again.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["task.weight_bits=9"], "weight_bits must be 2 to 8"),
+        (["task.model=nothing18"], "timm knows no model nothing18"),
+        (["--checkpoint", "gone.pt"], "gone.pt: no such checkpoint"),
+        (["pretraining=None"], "give --checkpoint FLOAT.pt"),
+        (["task.root=nowhere"], "nowhere: no images found"),
+        ([SMALL], "not a config with task.weight_bits"),
+    ],
+)
+def test_mistakes_in_quantizing(
+    arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:  # fmt: skip
+    """Exit code 2 and one line."""
+    assert inside("quantize", *arguments, "--out", "run", cwd=tmp_path, monkeypatch=monkeypatch) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.strip().splitlines()) <= 2
+
+
 def test_eval_without_its_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

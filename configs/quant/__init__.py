@@ -1,0 +1,1 @@
+"""Image classification: float training, and quantization-aware training of timm models."""

@@ -1,0 +1,335 @@
+"""A fake-quantized model as an ONNX file whose integer kernels run: QuantizeLinear / DequantizeLinear, packed weights.
+
+The steps, each a function: `_frozen` puts codes in the place of weights; torch's exporter translates two operators of our
+own to ONNX's; then, on the graph, `_absorb_batch_norm` moves BatchNorm into the weights' step sizes and the bias, exactly;
+`_quantize_edges` adds 8-bit pairs where a value would stay float between two integer kernels (residual additions,
+pooling), with ranges measured on a few batches; and `_pack` stores codes in 2 or 4 bits, unpacked by a Cast that ONNX
+Runtime folds when it loads the file.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import warnings
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime
+import torch
+from numpy.typing import NDArray
+from onnx_ir import convenience
+from onnxscript import opset21 as op
+from torch import Tensor, nn
+
+from tasks.quant.prepare import QuantLayer
+from tasks.quant.quantizer import Quantizer
+
+INPUT, OUTPUT = "image", "output"
+_FUSED = ("Relu", "Clip")  # what an integer kernel does on the way out
+_PASSING = ("MaxPool",)  # values go through unchanged
+
+
+@torch.library.custom_op("arsam::quantize_input", mutates_args=())
+def _quantize_input(x: Tensor, scale: Tensor, zero: int, low: int, high: int) -> Tensor:
+    """Codes low ... high of uint8, zero the code of 0, and back."""
+    return ((x / scale).round() + zero).clamp(low, high).sub(zero) * scale
+
+
+@_quantize_input.register_fake
+def _(x: Tensor, scale: Tensor, zero: int, low: int, high: int) -> Tensor:
+    return torch.empty_like(x)
+
+
+@torch.library.custom_op("arsam::weight_of_codes", mutates_args=())
+def _weight_of_codes(codes: Tensor, scale: Tensor) -> Tensor:
+    """int8 codes times the step size of their output channel."""
+    return codes.float() * scale.view(-1, *[1] * (codes.dim() - 1))
+
+
+@_weight_of_codes.register_fake
+def _(codes: Tensor, scale: Tensor) -> Tensor:
+    return torch.empty(codes.shape)
+
+
+def _uint8(value: int) -> onnx.TensorProto:
+    return onnx.numpy_helper.from_array(np.array(value, np.uint8))
+
+
+def _input_to_onnx(x: Any, scale: Any, zero: int, low: int, high: int) -> Any:
+    zero_point = op.Constant(value=_uint8(zero))
+    codes = op.QuantizeLinear(x, scale, zero_point)
+    if (low, high) != (0, 255):
+        codes = op.Clip(codes, op.Constant(value=_uint8(low)), op.Constant(value=_uint8(high)))
+    return op.DequantizeLinear(codes, scale, zero_point)
+
+
+def _weight_to_onnx(codes: Any, scale: Any) -> Any:
+    return op.DequantizeLinear(codes, scale, axis=0)
+
+
+class _Input(nn.Module):
+    """An input quantizer as it is exported."""
+
+    def __init__(self, quantizer: Quantizer) -> None:
+        super().__init__()
+        self.register_buffer("scale", quantizer.step.float().reshape(()))
+        # Signed codes move up by 128, the middle of uint8.
+        self.zero = 128 if quantizer.signed else int(quantizer.zero_point)
+        shift = 128 if quantizer.signed else 0
+        self.low, self.high = quantizer.low + shift, quantizer.high + shift
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The fake-quantized input."""
+        return torch.ops.arsam.quantize_input(x, self.scale, self.zero, self.low, self.high)
+
+
+class _Weight(nn.Module):
+    """A weight quantizer as it is exported: the codes themselves."""
+
+    def __init__(self, quantizer: Quantizer, weight: Tensor) -> None:
+        super().__init__()
+        self.bits = quantizer.bits
+        self.register_buffer("codes", quantizer.codes(weight).to(torch.int8))
+        self.register_buffer("scale", quantizer.step.float())
+
+    def forward(self, _: Tensor) -> Tensor:
+        """The weight that the codes stand for."""
+        return torch.ops.arsam.weight_of_codes(self.codes, self.scale)
+
+
+def export(model: nn.Module, path: Path, batches: Iterable[NDArray[np.float32]]) -> None:
+    """Write a model, fake-quantized or float, as an ONNX file with a free batch size.
+
+    Args:
+        model: prepared and calibrated, or float.
+        path: of the file.
+        batches: inputs [B, 3, h, w] from which the ranges of 8-bit edges are measured; one for a float model.
+
+    Raises:
+        ValueError: a quantizer is not initialised.
+    """
+    batches = list(batches)
+    frozen = _frozen(model)
+    bits = {f"{name}.codes": module.bits for name, module in frozen.named_modules() if isinstance(module, _Weight)}
+    example = torch.from_numpy(batches[0][:2])
+    translation = {
+        torch.ops.arsam.quantize_input.default: _input_to_onnx,
+        torch.ops.arsam.weight_of_codes.default: _weight_to_onnx,
+    }
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter's own deprecations
+        logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+        program = torch.onnx.export(
+            frozen,
+            (example,),
+            dynamo=True,
+            opset_version=21,
+            custom_translation_table=translation,
+            dynamic_shapes=({0: "batch"},),
+            input_names=[INPUT],
+            output_names=[OUTPUT],
+            verbose=False,
+        )
+    assert program is not None
+    onnx_model = program.model
+    graph = onnx_model.graph
+    if bits:
+        _absorb_batch_norm(graph, bits)
+        _clip_codes(graph)
+        _quantize_edges(onnx_model, batches)
+        _pack(graph, bits)
+        if min(bits.values()) == 2:
+            onnx_model.graph.opset_imports[""] = 25  # the first with 2-bit integers
+            onnx_model.ir_version = 13
+    for name in [name for name, value in graph.initializers.items() if not value.uses()]:
+        del graph.initializers[name]
+    ir.save(onnx_model, path)
+
+
+@torch.no_grad()
+def _frozen(model: nn.Module) -> nn.Module:
+    """A copy in evaluation mode whose quantizers are those of the file."""
+    model = copy.deepcopy(model).eval().cpu()
+    for name, layer in model.named_modules():
+        if not isinstance(layer, QuantLayer):
+            continue
+        for quantizer in (layer.input_quantizer, layer.weight_quantizer):
+            if not quantizer.initialised:
+                raise ValueError(f"{name}: a quantizer has no step size yet; calibrate the model, or train a step")
+        layer.weight_quantizer = _Weight(layer.weight_quantizer, layer.standardised_weight())  # type: ignore[assignment]
+        layer.input_quantizer = _Input(layer.input_quantizer)  # type: ignore[assignment]
+    return model
+
+
+def _constant(graph: ir.Graph, name: str, array: NDArray[Any]) -> ir.Value:
+    tensor = ir.tensor(array, name=name)
+    value = ir.Value(name=name, const_value=tensor, type=ir.TensorType(tensor.dtype), shape=ir.Shape(tensor.shape))
+    graph.register_initializer(value)
+    return value
+
+
+def _numbers(value: ir.Value | None) -> NDArray[Any] | None:
+    return None if value is None or value.const_value is None else value.const_value.numpy()
+
+
+def _absorb_batch_norm(graph: ir.Graph, bits: dict[str, int]) -> None:
+    """BN(conv(x)) = conv'(x) with step sizes s gamma / sigma and bias beta + (b - mean) gamma / sigma: the codes stay.
+
+    A channel with gamma < 0 changes the sign of its codes, where the most negative code, which has no opposite, does not
+    occur; else the BatchNorm stays a float operation of its own.
+    """
+    for norm in [node for node in graph if node.op_type == "BatchNormalization"]:
+        conv = norm.inputs[0].producer() if norm.inputs[0] is not None else None
+        if conv is None or conv.op_type != "Conv" or len(conv.outputs[0].uses()) != 1:
+            continue
+        unpacked = conv.inputs[1].producer()  # type: ignore[union-attr]
+        if unpacked is None or unpacked.op_type != "DequantizeLinear":
+            continue
+        gamma, beta, mean, variance = (_numbers(value).astype(np.float64) for value in norm.inputs[1:5])  # type: ignore[union-attr]
+        factor = gamma / np.sqrt(variance + norm.attributes["epsilon"].as_float())
+        codes, step = _numbers(unpacked.inputs[0]), _numbers(unpacked.inputs[1])
+        assert codes is not None
+        assert step is not None
+        if (negative := factor < 0).any():
+            name = str(unpacked.inputs[0].name)  # type: ignore[union-attr]
+            if (codes[negative] == -(2 ** (bits[name] - 1))).any():
+                continue
+            codes = codes.copy()
+            codes[negative] = -codes[negative]
+            del graph.initializers[name]
+            unpacked.replace_input_with(0, _constant(graph, name, codes))
+        bias = _numbers(conv.inputs[2]) if len(conv.inputs) > 2 else None
+        bias = beta + ((0.0 if bias is None else bias) - mean) * factor
+        step = np.maximum(step * np.abs(factor), np.finfo(np.float32).tiny).astype(np.float32)
+        unpacked.replace_input_with(1, _constant(graph, f"{norm.name}.step", step))
+        conv.resize_inputs(3)
+        conv.replace_input_with(2, _constant(graph, f"{norm.name}.bias", bias.astype(np.float32)))
+        convenience.replace_all_uses_with(norm.outputs[0], conv.outputs[0])
+        graph.remove(norm, safe=True)
+
+
+def _clip_codes(graph: ir.Graph) -> None:
+    """Clip(x, 0, c), then codes: the codes are clipped to round(c / s) instead, which is the same and fuses."""
+    for node in [node for node in graph if node.op_type == "Clip"]:
+        users = [use.node for use in node.outputs[0].uses()]
+        if len(users) != 1 or users[0].op_type != "QuantizeLinear":
+            continue
+        after = [use.node for use in users[0].outputs[0].uses()]
+        low, high = (_numbers(value) for value in node.inputs[1:3])
+        step, zero = (_numbers(value) for value in users[0].inputs[1:3])
+        if low is None or high is None or step is None or zero is None or low != 0 or zero != 0 or after[0].op_type != "Clip":
+            continue
+        most = _numbers(after[0].inputs[2])
+        assert most is not None
+        bound = np.array(min(int(most), round(float(high) / float(step))), np.uint8)
+        after[0].replace_input_with(2, _constant(graph, f"{node.name}.codes", bound))
+        convenience.replace_all_uses_with(node.outputs[0], node.inputs[0])  # type: ignore[arg-type]
+        graph.remove(node, safe=True)
+
+
+def _quantize_edges(model: ir.Model, batches: list[NDArray[np.float32]]) -> None:
+    """An 8-bit pair behind every convolution, addition and pooling whose value one quantizer alone does not take.
+
+    Without it the integer kernels would hand each other floats, which costs more than the kernels save.
+    """
+    graph = model.graph
+    edges: list[ir.Value] = []
+    for node in graph:
+        if node.op_type not in ("Conv", "Add", *_PASSING) or any(i is None or i.producer() is None for i in node.inputs[:1]):
+            continue
+        if node.op_type == "Add" and any(_numbers(value) is not None for value in node.inputs):
+            continue  # a bias
+        value = node.outputs[0]
+        users = [use.node for use in value.uses()]
+        if len(users) == 1 and users[0].op_type in _FUSED:
+            value = users[0].outputs[0]
+            users = [use.node for use in value.uses()]
+        if users and not (len(users) == 1 and users[0].op_type == "QuantizeLinear"):
+            edges.append(value)
+    ranges = _ranges(model, [str(value.name) for value in edges], batches)
+    steps: dict[str, tuple[ir.Value, ir.Value]] = {}
+    for value in edges:
+        name, node = str(value.name), value.producer()
+        assert node is not None
+        low, high = (min(ranges[name][0], 0.0), max(ranges[name][1], 1e-6))
+        step = np.float32((high - low) / 255)
+        zero = np.uint8(np.clip(round(-low / float(step)), 0, 255))
+        pair = _constant(graph, f"{name}.step", np.array(step)), _constant(graph, f"{name}.zero", np.array(zero))
+        source = node.inputs[0].producer() if node.op_type in _PASSING else None  # type: ignore[union-attr]
+        if source is not None and source.op_type == "DequantizeLinear":
+            pair = (source.inputs[1], source.inputs[2])  # type: ignore[assignment]  # pooling keeps its input's codes
+        steps[name] = pair
+        users = list(value.uses())
+        quantize = ir.Node("", "QuantizeLinear", [value, *pair], name=f"{name}.quantize")
+        dequantize = ir.Node("", "DequantizeLinear", [quantize.outputs[0], *pair], name=f"{name}.dequantize")
+        quantize.outputs[0].name, dequantize.outputs[0].name = f"{name}.codes", f"{name}.values"
+        for user, place in users:
+            user.replace_input_with(place, dequantize.outputs[0])
+        graph.insert_after(node, [quantize, dequantize])
+
+
+def _ranges(model: ir.Model, names: list[str], batches: list[NDArray[np.float32]]) -> dict[str, tuple[float, float]]:
+    """Least and largest value of the named values over the batches."""
+    if not names:
+        return {}
+    proto = ir.to_proto(model)
+    known = {output.name for output in proto.graph.output}
+    proto.graph.output.extend(
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in names if name not in known
+    )
+    run = session(proto.SerializeToString())
+    extremes = []
+    for batch in batches:
+        extremes.append([(float(array.min()), float(array.max())) for array in run.run(names, {INPUT: batch})])
+    table = np.array(extremes)
+    return {name: (table[:, i, 0].min(), table[:, i, 1].max()) for i, name in enumerate(names)}
+
+
+def _pack(graph: ir.Graph, bits: dict[str, int]) -> None:
+    """Store the codes of up to 4 bits in 4, of 2 bits in 2, behind a Cast to int8."""
+    for node in [node for node in graph if node.op_type == "DequantizeLinear"]:
+        value = node.inputs[0]
+        codes = _numbers(value)
+        width = bits.get(str(value.name), 8) if value is not None else 8
+        if codes is None or width > 4:
+            continue
+        name = str(value.name)  # type: ignore[union-attr]
+        packed = _constant(graph, f"{name}.packed", codes.astype(ml_dtypes.int2 if width == 2 else ml_dtypes.int4))
+        cast = ir.Node("", "Cast", [packed], attributes=[ir.AttrInt64("to", ir.DataType.INT8)], name=f"{name}.unpack")
+        cast.outputs[0].name = f"{name}.unpacked"
+        graph.insert_before(node, cast)
+        node.replace_input_with(0, cast.outputs[0])
+
+
+def session(model: Path | bytes, *, threads: int = 1, optimised: Path | None = None) -> onnxruntime.InferenceSession:
+    """ONNX Runtime on the CPU.
+
+    Args:
+        model: file or serialised model.
+        threads: inside an operator.
+        optimised: where to write the graph that really runs.
+    """
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    if optimised is not None:
+        options.optimized_model_filepath = str(optimised)
+    source = model if isinstance(model, bytes) else str(model)
+    return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+
+
+def kernels(path: Path) -> Counter[str]:
+    """How often each operator occurs in the graph that ONNX Runtime makes of a file: QLinearConv is an integer kernel."""
+    optimised = path.with_suffix(".optimised")
+    try:
+        session(path, optimised=optimised)
+        return Counter(node.op_type for node in onnx.load(optimised).graph.node)
+    finally:
+        optimised.unlink(missing_ok=True)

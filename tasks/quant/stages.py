@@ -1,0 +1,193 @@
+"""From a float model to a low-bit file, stage by stage, each measured on the same images.
+
+float -> "ptq" (calibrated) -> "ptq_bn" (BatchNorm re-estimated) -> "qat" (trained, re-estimated) -> "onnx" (in ONNX Runtime)
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from tasks import checkpoint, engine
+from tasks.base import UserError
+from tasks.config import Config
+from tasks.quant import export
+from tasks.quant.calibrate import calibrate, reestimate_batch_norm
+from tasks.quant.prepare import QuantLayer, not_quantized
+from tasks.quant.sharpness import effect
+from tasks.quant.task import QuantTask, normalised, scores
+
+CALIBRATION = 256  # images that set the step sizes, and the ranges of 8-bit edges
+STATISTICS = 1024  # images that re-estimate BatchNorm
+_BATCH = 64
+
+
+def run(
+    config: Config,
+    out: Path,
+    *,
+    device: torch.device,
+    float_checkpoint: Path | None,
+    name: str,
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    """Take a config through all stages, and write float.onnx, model.onnx and the runs' folders.
+
+    Args:
+        config: of the quantization-aware training; its task gives the bits.
+        out: folder.
+        device: of training.
+        float_checkpoint: of ours, or a plain timm state_dict.
+        name: of the config, for the records.
+        say: called with a line of progress.
+
+    Returns:
+        What report.json holds, but for machine and command.
+
+    Raises:
+        UserError: something the user can put right.
+    """
+    task = config.task
+    if not isinstance(task, QuantTask) or not task.quantized:
+        raise UserError(f"{name}: not a config with task.weight_bits and task.act_bits")
+    float_task = replace(task, weight_bits=None, act_bits=None, weights=None, distill=0.0)
+    stages: dict[str, dict[str, float]] = {}
+
+    say("[1/3] float model")
+    if float_checkpoint is None:
+        if config.pretraining is None:
+            raise UserError(f"{name}: has no float training of its own; give --checkpoint FLOAT.pt")
+        engine.train(replace(config.pretraining, task=float_task, seed=config.seed), out / "float", device=device, name=name)
+        float_checkpoint = out / "float" / "last.pt"
+    model = float_task.build()
+    checkpoint.load_weights(model, float_checkpoint)
+    model.to(device)
+    stages["float"] = _measured(config, model, device)
+    say(f"      top-1 {stages['float']['top1']:.4f}")
+
+    say(f"[2/3] W{task.weight_bits}A{task.act_bits}: calibration, then training")
+    quantized = task.quantize(model.cpu()).to(device)
+    calibrate(quantized, _batches(task.plain(CALIBRATION), device))
+    stages["ptq"] = _measured(config, quantized, device)
+    reestimate_batch_norm(quantized, _batches(task.plain(STATISTICS), device))
+    stages["ptq_bn"] = _measured(config, quantized, device)
+    say(f"      top-1 {stages['ptq']['top1']:.4f} calibrated, {stages['ptq_bn']['top1']:.4f} with BatchNorm re-estimated")
+    start = out / "ptq.pt"
+    checkpoint.save(start, {"model": quantized.state_dict()})
+    teacher = str(float_checkpoint) if task.distill else None
+    trained = replace(config, task=replace(task, weights=str(start), teacher=teacher))
+    result = engine.train(trained, out / "qat", device=device, name=name)
+    checkpoint.load_weights(quantized, out / "qat" / "last.pt")
+    reestimate_batch_norm(quantized, _batches(task.plain(STATISTICS), device))
+    stages["qat"] = _measured(config, quantized, device)
+    say(f"      top-1 {stages['qat']['top1']:.4f} trained, at {result['passes_per_step']:.2f} passes per step")
+
+    say("[3/3] ONNX file, in ONNX Runtime")
+    images, labels = _test_set(config)
+    calibration = [batch.cpu().numpy() for batch in _batches(task.plain(CALIBRATION), device)]
+    export.export(model, out / "float.onnx", calibration[:1])
+    export.export(quantized, out / "model.onnx", calibration)
+    low_bit = _logits(out / "model.onnx", images)
+    with torch.no_grad():
+        fake = torch.cat([quantized.eval()(batch.to(device)).cpu() for batch in images.split(_BATCH)])
+    stages["onnx"] = {"top1": scores(low_bit, labels)["top1"], "size_mb": (out / "model.onnx").stat().st_size / 1e6}
+    stages["float"]["size_mb"] = (out / "float.onnx").stat().st_size / 1e6
+    agreement = float((low_bit.argmax(1) == fake.argmax(1)).float().mean())
+    say(f"      top-1 {stages['onnx']['top1']:.4f}, agreement with the fake-quantized model {agreement:.4f}")
+    rho = optimizer_rho(config)
+    batch = {"image": _raw(config, _BATCH)[0].to(device), "label": _raw(config, _BATCH)[1].to(device)}
+    return {
+        "stages": stages,
+        "agreement": agreement,
+        "latency_ms": _latency({"float": out / "float.onnx", "low_bit": out / "model.onnx"}, images[:1].numpy()),
+        "bits": {"weight": task.weight_bits, "act": task.act_bits},
+        "bops": {
+            "float": _bops(quantized, images[:1].to(device), False),
+            "low_bit": _bops(quantized, images[:1].to(device), True),
+        },
+        "kernels": dict(export.kernels(out / "model.onnx")),
+        "not_quantized": not_quantized(quantized.cpu(), images[:1]),
+        "perturb": task.perturb,
+        "sharpness": {"rho": rho, **effect(quantized.to(device), lambda m: task.loss(m, batch), rho)},
+        "passes_per_step": result["passes_per_step"],
+        "seed": config.seed,
+        "config": name,
+    }
+
+
+def optimizer_rho(config: Config) -> float:
+    """The config's rho; 0.05 where it has none."""
+    return float(getattr(config.sharpness, "keywords", {}).get("rho", 0.05))
+
+
+def _measured(config: Config, model: nn.Module, device: torch.device) -> dict[str, float]:
+    """Top-1 on the validation split, and the size of the weights stored in their bits."""
+    bits = sum(
+        (layer.weight_quantizer.bits - 32) * layer.layer.weight.numel()  # type: ignore[union-attr, operator]
+        for layer in model.modules()
+        if isinstance(layer, QuantLayer)
+    ) + 32 * sum(p.numel() for p in model.parameters())
+    return {"top1": engine.evaluate(config, model, device)["top1"], "size_mb": bits / 8e6}
+
+
+def _batches(images: Tensor, device: torch.device) -> list[Tensor]:
+    return [batch.to(device) for batch in images.split(_BATCH)]
+
+
+def _raw(config: Config, count: int | None = None) -> tuple[Tensor, Tensor]:
+    data = config.task.dataset("val")
+    loader = DataLoader(data, batch_size=count or 256, num_workers=0)
+    batches = [next(iter(loader))] if count else list(loader)
+    return torch.cat([b["image"] for b in batches]), torch.cat([b["label"] for b in batches])
+
+
+def _test_set(config: Config) -> tuple[Tensor, Tensor]:
+    images, labels = _raw(config)
+    return normalised(images), labels
+
+
+def _logits(path: Path, images: Tensor) -> Tensor:
+    run = export.session(path, threads=torch.get_num_threads())
+    outputs = [run.run(None, {export.INPUT: batch.numpy()})[0] for batch in images.split(_BATCH)]
+    return torch.from_numpy(np.concatenate(outputs))
+
+
+def _latency(files: dict[str, Path], image: Any, rounds: int = 200) -> dict[str, float]:
+    """Median milliseconds per image at batch 1 on one thread, the files in turn."""
+    runs = {name: export.session(path) for name, path in files.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in files}
+    for _ in range(rounds):
+        for name, session in runs.items():
+            start = time.perf_counter()
+            session.run(None, {export.INPUT: image})
+            seconds[name].append(time.perf_counter() - start)
+    return {name: 1e3 * float(np.median(times)) for name, times in seconds.items()}
+
+
+@torch.no_grad()
+def _bops(model: nn.Module, image: Tensor, low_bit: bool) -> float:
+    """Bit operations of the quantizable layers, sum over layers of multiplications x weight bits x input bits."""
+    total = 0.0
+
+    def count(layer: QuantLayer, _: Any, output: Tensor) -> None:
+        nonlocal total
+        weight: Any = layer.layer.weight
+        channels = weight.shape[0]
+        bits = layer.weight_quantizer.bits * layer.input_quantizer.bits if low_bit else 32 * 32
+        total += output.numel() / channels * weight.numel() * bits
+
+    hooks = [m.register_forward_hook(count) for m in model.modules() if isinstance(m, QuantLayer)]  # type: ignore[arg-type]
+    try:
+        model.eval()(image)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return total

@@ -1,0 +1,195 @@
+"""Image classification with timm's models, in float or fake-quantized, as a task of the training loop."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal
+
+import timm
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tasks import checkpoint
+from tasks.base import Batch, UserError
+from tasks.quant import data
+from tasks.quant.prepare import QuantLayer, canonicalise, parameter_groups, prepare
+from tasks.quant.sharpness import AfterRounding
+
+# ImageNet's mean and standard deviation in RGB, 0 to 255: what timm's weights are trained with
+_MEAN = 255 * torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
+_STD = 255 * torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
+
+
+@dataclass(frozen=True)
+class QuantTask:
+    """Learn to classify, and measure top-1.
+
+    Args:
+        root: data, see `data.images`; "digits" for the sample.
+        limit: the first N images of each split, in a fixed random order; None: all.
+        model: a timm model.
+        classes: number of classes.
+        stem: "model" leaves the first layers alone; "small" gives a resnet a 3x3 convolution of stride 1 and no pooling.
+        side: of the crops, in pixels.
+        weight_bits: 2 to 8; None, with act_bits, trains in float.
+        act_bits: 2 to 8.
+        layers: name pattern -> (weight bits, activation bits), or None for float; the first and last layer have 8 bits.
+        asymmetric: learn an offset for activations (LSQ+).
+        weights: checkpoint to start from: float, of ours or a plain timm state_dict, or one with these quantizers.
+        perturb: where a sharpness-aware step moves a fake-quantized weight: "latent" before rounding, "quantized" after.
+        label_smoothing: in [0, 1).
+        mixup: alpha of the Beta distribution; 0: off.
+        cutout: side of one square hole in training crops; 0: none.
+        distill: share of the loss that is the distance to the float model of `teacher`, in [0, 1].
+        teacher: its checkpoint.
+    """
+
+    root: str = "data/cifar10"
+    limit: int | None = None
+    model: str = "resnet18"
+    classes: int = 10
+    stem: Literal["model", "small"] = "model"
+    side: int = 32
+    weight_bits: int | None = None
+    act_bits: int | None = None
+    layers: Mapping[str, tuple[int, int] | None] = field(default_factory=dict)
+    asymmetric: bool = False
+    weights: str | None = None
+    perturb: Literal["latent", "quantized"] = "latent"
+    label_smoothing: float = 0.0
+    mixup: float = 0.0
+    cutout: int = 0
+    distill: float = 0.0
+    teacher: str | None = None
+
+    name = "quant"
+    metric = "top1"
+
+    def __post_init__(self) -> None:
+        for name in ("weight_bits", "act_bits"):
+            bits = getattr(self, name)
+            if bits is not None and bits not in range(2, 9):
+                raise ValueError(f"{name} must be 2 to 8, or None for float, got {bits}")
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"label_smoothing must lie in [0, 1), got {self.label_smoothing}")
+        if not 0 <= self.distill <= 1:
+            raise ValueError(f"distill must lie in [0, 1], got {self.distill}")
+        if self.limit is not None and self.limit < 1:
+            raise ValueError(f"limit must be >= 1 or None, got {self.limit}")
+
+    @property
+    def quantized(self) -> bool:
+        """Are layers fake-quantized?"""
+        return self.weight_bits is not None and self.act_bits is not None
+
+    def dataset(self, split: str) -> data.Images:
+        """Augmented crops of "train", plain ones of "val"."""
+        return data.images(
+            self.root, split, side=self.side, cutout=self.cutout, augment=split == "train", limit=self.limit
+        )  # fmt: skip
+
+    def plain(self, count: int) -> Tensor:
+        """The first training images without augmentation, normalised, [count, 3, side, side]: to calibrate with."""
+        images = data.images(self.root, "train", side=self.side, augment=False, limit=count)
+        return normalised(torch.stack([images[i]["image"] for i in range(len(images))]))
+
+    def build(self) -> nn.Module:
+        """The timm model, with the weights of a file, and quantizers if bits are given."""
+        if (self.weight_bits is None) != (self.act_bits is None):
+            raise UserError("task.weight_bits and task.act_bits: give both, or neither for float")
+        saved = checkpoint.weights(Path(self.weights)) if self.weights is not None else None
+        prepared = saved is not None and any(".weight_quantizer." in key for key in saved)
+        model = self._float()
+        if saved is not None and not prepared:
+            checkpoint.fill(model, saved, Path(str(self.weights)))
+        if self.quantized:
+            model = self.quantize(model)
+        if saved is not None and prepared:
+            checkpoint.fill(model, saved, Path(str(self.weights)))
+        if self.distill:
+            if self.teacher is None:
+                raise UserError("task.distill: needs task.teacher, the checkpoint of a float model")
+            teacher = replace(self, weight_bits=None, act_bits=None, weights=self.teacher, distill=0.0).build()
+            # Not registered: the teacher is neither trained nor saved.
+            object.__setattr__(model, "teacher", [teacher.eval().requires_grad_(False)])
+        return model
+
+    def _float(self) -> nn.Module:
+        if not timm.is_model(self.model):
+            close = get_close_matches(self.model, timm.list_models(), n=3)
+            raise UserError(
+                f"task.model: timm knows no model {self.model}" + (f"; did you mean {', '.join(close)}?" if close else "")
+            )
+        model: Any = timm.create_model(self.model, num_classes=self.classes)
+        if self.stem == "small":
+            if not (hasattr(model, "conv1") and hasattr(model, "maxpool")):
+                raise UserError(f'task.stem: "small" is for resnets, {self.model} has no conv1 and maxpool')
+            model.conv1 = nn.Conv2d(3, model.conv1.out_channels, 3, padding=1, bias=False)
+            nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
+            model.maxpool = nn.Identity()
+        return model
+
+    def quantize(self, model: nn.Module) -> nn.Module:
+        """A fake-quantized copy of a float model, step sizes not yet set."""
+        assert self.weight_bits is not None
+        assert self.act_bits is not None
+        model = canonicalise(model, torch.zeros(1, 3, self.side, self.side))
+        try:
+            model = prepare(
+                model, weight_bits=self.weight_bits, act_bits=self.act_bits, layers=self.layers, asymmetric=self.asymmetric
+            )
+        except ValueError as error:
+            raise UserError(f"task: {error}") from error
+        if self.perturb == "quantized":
+            for layer in model.modules():
+                if isinstance(layer, QuantLayer):
+                    layer.weight_quantizer = AfterRounding(layer.weight_quantizer)  # type: ignore[assignment]
+        return model
+
+    def parameters(self, model: nn.Module) -> list[Any]:
+        """The weights, last in order, so that a sampling rule monitors them; step sizes in a group that no ascent moves."""
+        return parameter_groups(model)[::-1] if self.quantized else list(model.parameters())
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Cross-entropy, mixed with the distance to the teacher."""
+        images, labels = normalised(batch["image"]), batch["label"]
+        targets = F.one_hot(labels, self.classes).float()
+        if self.mixup:
+            share = float(torch.distributions.Beta(self.mixup, self.mixup).sample())
+            images = share * images + (1 - share) * images.flip(0)
+            targets = share * targets + (1 - share) * targets.flip(0)
+        logits = model(images).float()
+        loss = F.cross_entropy(logits, targets, label_smoothing=self.label_smoothing)
+        if self.distill:
+            with torch.no_grad():
+                teacher = model.teacher[0](images).float()  # type: ignore[index, operator]
+            distance = F.kl_div(logits.log_softmax(1), teacher.log_softmax(1), reduction="batchmean", log_target=True)
+            loss = (1 - self.distill) * loss + self.distill * distance
+        return loss
+
+    def evaluate(self, model: nn.Module, batches: Iterable[Batch]) -> dict[str, float]:
+        """Top-1 and top-5 as shares, and the mean cross-entropy."""
+        logits, labels = [], []
+        for batch in batches:
+            logits.append(model(normalised(batch["image"])).float())
+            labels.append(batch["label"])
+        return scores(torch.cat(logits), torch.cat(labels))
+
+
+def scores(logits: Tensor, labels: Tensor) -> dict[str, float]:
+    """The metrics of a whole split."""
+    best = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]
+    return {
+        "top1": float(best[:, 0].float().mean()),
+        "top5": float(best.any(dim=1).float().mean()),
+        "loss": float(F.cross_entropy(logits, labels)),
+    }
+
+
+def normalised(images: Tensor) -> Tensor:
+    """uint8 RGB [B, 3, h, w] as the network takes it."""
+    return (images.float() - _MEAN.to(images.device)) / _STD.to(images.device)

@@ -1,0 +1,126 @@
+"""The ONNX file: the codes that it holds, the kernels that it runs on, and how near it comes to the fake-quantized model."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tasks.quant import export
+from tasks.quant.calibrate import calibrate
+from tasks.quant.prepare import QuantLayer, prepare
+
+
+class Residual(nn.Module):
+    """Stem, pooling, a residual block with a projection, ReLU6, and a classifier."""
+
+    def __init__(self, gamma: float = 1.0) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2))
+        self.first = nn.Sequential(nn.Conv2d(8, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU6())
+        self.second = nn.Sequential(nn.Conv2d(16, 16, 3, padding=1), nn.BatchNorm2d(16))
+        self.short = nn.Sequential(nn.Conv2d(8, 16, 1, bias=False), nn.BatchNorm2d(16))
+        self.head = nn.Linear(16, 5)
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                nn.init.uniform_(module.running_mean, -0.2, 0.2)  # type: ignore[arg-type]
+                nn.init.uniform_(module.running_var, 0.5, 1.5)  # type: ignore[arg-type]
+                nn.init.uniform_(module.weight, 0.5, 1.5)
+                module.weight.data[0] *= gamma
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits [B, 5]."""
+        x = self.stem(x)
+        x = (self.second(self.first(x)) + self.short(x)).relu()
+        return self.head(x.mean((2, 3)))
+
+
+@pytest.fixture(autouse=True)
+def _exporter_warnings() -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.simplefilter("ignore", FutureWarning)
+        yield
+
+
+def exported(tmp_path: Path, bits: int, gamma: float = 1.0, **settings: Any) -> tuple[nn.Module, Tensor, Path]:
+    torch.manual_seed(0)
+    images = torch.randn(64, 3, 16, 16)
+    model = prepare(Residual(gamma).eval(), weight_bits=bits, act_bits=bits, first_last_bits=None, **settings)
+    calibrate(model, [images])
+    path = tmp_path / "model.onnx"
+    export.export(model, path, [images.numpy()])
+    return model, images, path
+
+
+def outputs(path: Path, images: Tensor) -> np.ndarray:
+    return export.session(path).run(None, {export.INPUT: images.numpy()})[0]
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("asymmetric", [False, True])
+def test_round_trip(bits: int, asymmetric: bool, tmp_path: Path) -> None:
+    """The file answers as the fake-quantized model does. Kills: codes moved, a wrong zero point, BN absorbed into the codes."""
+    model, images, path = exported(tmp_path, bits, asymmetric=asymmetric)
+    with torch.no_grad():
+        fake = model(images).numpy()
+    low = outputs(path, images)
+    error = np.abs(low - fake).mean() / np.abs(fake).mean()
+    # Only the 8-bit edges and the rounded bias differ; a code that crosses a boundary weighs more at few bits.
+    assert error < {2: 0.35, 3: 0.2, 4: 0.1, 8: 0.02}[bits], error
+    assert outputs(path, images[:1]).shape == (1, 5), "the batch size is free"
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_the_file_holds_the_codes_packed(bits: int, tmp_path: Path) -> None:
+    """Bit for bit the quantizers' codes, in their width. Kills: packing that clips or reorders."""
+    model, _, path = exported(tmp_path, bits)
+    stored = {i.name: i for i in onnx.load(path).graph.initializer}
+    names = [name for name, m in model.named_modules() if isinstance(m, QuantLayer)]
+    assert len(names) == 5
+    for name in names:
+        layer = model.get_submodule(name)
+        key = f"{name}.weight_quantizer.codes" + (".packed" if bits <= 4 else "")
+        tensor = stored[key]
+        assert tensor.data_type == {2: onnx.TensorProto.INT2, 4: onnx.TensorProto.INT4, 8: onnx.TensorProto.INT8}[bits]
+        codes = layer.weight_quantizer.codes(layer.layer.weight).numpy()  # type: ignore[union-attr, operator]
+        np.testing.assert_array_equal(onnx.numpy_helper.to_array(tensor).astype(np.int8), codes)
+
+
+def test_integer_kernels(tmp_path: Path) -> None:
+    """Every convolution and the addition run on integers. Kills: edges left float, ReLU6 kept in front of the codes."""
+    _, _, path = exported(tmp_path, 4)
+    kernels = export.kernels(path)
+    assert kernels["QLinearConv"] == 4
+    assert kernels["QLinearAdd"] == 1
+    assert not any(kernels[k] for k in ("Conv", "FusedConv", "BatchNormalization"))
+
+
+def test_negative_gamma(tmp_path: Path) -> None:
+    """A channel whose gamma training turned negative: its codes change sign, or BatchNorm stays."""
+    model, images, path = exported(tmp_path, 8, gamma=-1.0)
+    with torch.no_grad():
+        fake = model(images).numpy()
+    assert np.abs(outputs(path, images) - fake).mean() / np.abs(fake).mean() < 0.02
+
+
+def test_float_export(tmp_path: Path) -> None:
+    """A float model goes the same way, without a quantizer in it."""
+    torch.manual_seed(0)
+    model, images = Residual().eval(), torch.randn(4, 3, 16, 16)
+    export.export(model, tmp_path / "float.onnx", [images.numpy()])
+    with torch.no_grad():
+        np.testing.assert_allclose(outputs(tmp_path / "float.onnx", images), model(images).numpy(), atol=1e-5)
+
+
+def test_not_calibrated(tmp_path: Path) -> None:
+    """The error names the layer."""
+    model = prepare(Residual(), weight_bits=4, act_bits=4)
+    with pytest.raises(ValueError, match=r"stem\.0: a quantizer has no step size"):
+        export.export(model, tmp_path / "x.onnx", [np.zeros((1, 3, 16, 16), np.float32)])

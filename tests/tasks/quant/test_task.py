@@ -1,0 +1,188 @@
+"""The classification task: data, the model in float and in bits, its loss and its figures."""
+
+from __future__ import annotations
+
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from tasks.base import UserError
+from tasks.quant.data import DIGITS, images
+from tasks.quant.prepare import QuantLayer
+from tasks.quant.task import QuantTask, normalised, scores
+
+TINY: dict[str, Any] = {"root": DIGITS, "model": "test_resnet", "side": 32}
+
+
+def folder(root: Path, counts: dict[str, int]) -> None:
+    """Class folders of one-coloured pictures."""
+    for label, (name, count) in enumerate(counts.items()):
+        (root / name).mkdir(parents=True)
+        for i in range(count):
+            Image.new("RGB", (40, 30), (80 * label, 10, 200)).save(root / name / f"{i}.jpg")
+
+
+def test_digits() -> None:
+    """Real data in a wheel: the splits share no picture, the first N are of all classes."""
+    train, val = (images(DIGITS, split, side=32, augment=False, limit=None) for split in ("train", "val"))
+    assert (len(train), len(val)) == (1437, 360)
+    few = images(DIGITS, "train", side=32, augment=False, limit=60)
+    assert len({int(few[i]["label"]) for i in range(60)}) == 10
+    assert few[0]["image"].shape == (3, 32, 32)
+    assert few[0]["image"].dtype == torch.uint8
+
+
+# timm's reader leaves its tar open
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("packed", [False, True])
+def test_folders_and_tars(packed: bool, tmp_path: Path) -> None:
+    """ImageNet-style folders, or a tar of them, with labels by the order of class names."""
+    folder(tmp_path / "train", {"apple": 3, "pear": 4})
+    folder(tmp_path / "val", {"apple": 2, "pear": 2})
+    if packed:
+        for split, name in (("train", "train.tar"), ("val", "test.tar")):
+            with tarfile.open(tmp_path / name, "w") as tar:
+                for directory in sorted((tmp_path / split).iterdir()):
+                    tar.add(directory, directory.name)
+            (tmp_path / split).rename(tmp_path / f"was-{split}")
+    data = images(str(tmp_path), "train", side=16, augment=False, limit=None)
+    assert len(data) == 7
+    for item in (data[i] for i in range(7)):
+        assert abs(int(item["image"][0].float().mean()) - 80 * int(item["label"])) < 8
+    assert len(images(str(tmp_path), "val", side=16, augment=False, limit=None)) == 4
+
+
+def test_missing_data(tmp_path: Path) -> None:
+    """The error names the folder and what is expected in it."""
+    with pytest.raises(UserError, match=r"no images found; expected train\.tar or train/"):
+        images(str(tmp_path), "train", side=32, augment=False, limit=None)
+
+
+def test_augmentation() -> None:
+    """Shifts and a hole; digits are never mirrored."""
+    torch.manual_seed(0)
+    plain = images(DIGITS, "train", side=32, augment=False, limit=5)[0]["image"]
+    holed = images(DIGITS, "train", side=32, augment=True, cutout=16, limit=5)[0]["image"]
+    assert holed.float().mean() < plain.float().mean()
+    pictures = [images(DIGITS, "train", side=32, augment=True, limit=5)[0]["image"] for _ in range(8)]
+    assert len({p.numpy().tobytes() for p in pictures}) > 1
+
+
+def test_bits() -> None:
+    """First and last layer at 8 bits, the rest as asked, patterns before both."""
+    model = QuantTask(**TINY, weight_bits=4, act_bits=3, layers={"layer2.*": (2, 2)}).build()
+    bits = {n: (m.weight_quantizer.bits, m.input_quantizer.bits) for n, m in model.named_modules() if isinstance(m, QuantLayer)}
+    names = list(bits)
+    assert bits[names[0]] == bits[names[-1]] == (8, 8)
+    assert {b for n, b in bits.items() if n.startswith("layer2")} == {(2, 2)}
+    assert {b for n, b in bits.items() if n.startswith("layer3")} == {(4, 3)}
+    assert not any(isinstance(m, QuantLayer) for m in QuantTask(**TINY).build().modules())
+
+
+def test_parameters() -> None:
+    """Weights come last, step sizes apart with rho 0, and everything is given once."""
+    task = QuantTask(**TINY, weight_bits=4, act_bits=4)
+    model = task.build()
+    scales, weights = task.parameters(model)
+    assert scales["rho"] == scales["weight_decay"] == 0.0
+    assert "rho" not in weights
+    assert len({*map(id, scales["params"]), *map(id, weights["params"])}) == len(list(model.parameters()))
+    assert all(p.dim() <= 1 for p in scales["params"])
+
+
+def test_starting_weights(tmp_path: Path) -> None:
+    """Float weights go into the float layers, a prepared state into the prepared model; others are refused by name."""
+    torch.manual_seed(1)
+    source = QuantTask(**TINY).build()
+    torch.save({"model": source.state_dict()}, tmp_path / "float.pt")
+    task = QuantTask(**TINY, weight_bits=4, act_bits=4, weights=str(tmp_path / "float.pt"))
+    model = task.build()
+    assert torch.equal(model.conv1[0].layer.weight.abs(), source.conv1[0].weight.abs())  # type: ignore[index, union-attr]
+    model(normalised(torch.zeros(2, 3, 32, 32, dtype=torch.uint8)))  # sets the step sizes
+    torch.save(model.state_dict(), tmp_path / "prepared.pt")
+    again = QuantTask(**TINY, weight_bits=4, act_bits=4, weights=str(tmp_path / "prepared.pt")).build()
+    for (name, a), b in zip(model.state_dict().items(), again.state_dict().values(), strict=True):
+        assert torch.equal(a, b), name
+    with pytest.raises(UserError, match=r"float\.pt: does not fit the model"):
+        QuantTask(root=DIGITS, model="test_vit", side=160, weights=str(tmp_path / "float.pt")).build()
+
+
+def test_small_stem() -> None:
+    """32x32 pictures keep their size through the stem, as the CIFAR experiments have it."""
+    model: Any = QuantTask(root=DIGITS, model="resnet18", stem="small").build()
+    assert model.maxpool(model.conv1(torch.zeros(1, 3, 32, 32))).shape == (1, 64, 32, 32)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"model": "resent18"}, "timm knows no model resent18"),
+        ({"weight_bits": 4}, "give both"),
+        ({"stem": "small", "model": "test_vit"}, "is for resnets"),
+        ({"weight_bits": 4, "act_bits": 4, "layers": {"nothing.*": None}}, "no layer's name fits"),
+        ({"distill": 0.5}, "needs task.teacher"),
+    ],
+)
+def test_bad_settings(settings: dict[str, Any], message: str) -> None:
+    """The user's mistakes."""
+    with pytest.raises(UserError, match=message):
+        QuantTask(**{**TINY, **settings}).build()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [({"weight_bits": 1}, "2 to 8"), ({"label_smoothing": 1.0}, "label_smoothing"), ({"limit": 0}, "limit")],
+)
+def test_values_out_of_range(settings: dict[str, Any], message: str) -> None:
+    """Refused where they are set."""
+    with pytest.raises(ValueError, match=message):
+        QuantTask(**{**TINY, **settings})
+
+
+def test_loss(tmp_path: Path) -> None:
+    """Cross-entropy by hand, smoothed, mixed, and distilled from a teacher. Kills: a teacher that is trained or saved."""
+    torch.manual_seed(0)
+    batch = {"image": torch.randint(255, (6, 3, 32, 32), dtype=torch.uint8), "label": torch.arange(6)}
+    task = QuantTask(**TINY)
+    model = task.build().eval()
+    logits = model(normalised(batch["image"]))
+    expected = -logits.log_softmax(1)[torch.arange(6), torch.arange(6)].mean()
+    torch.testing.assert_close(task.loss(model, batch), expected)
+    smoothed = QuantTask(**TINY, label_smoothing=0.1).loss(model, batch)
+    torch.testing.assert_close(smoothed, 0.9 * expected - 0.1 * logits.log_softmax(1).mean())
+    assert not torch.allclose(QuantTask(**TINY, mixup=1.0).loss(model, batch), expected)
+    torch.save(model.state_dict(), tmp_path / "teacher.pt")
+    task = QuantTask(**TINY, distill=1.0, teacher=str(tmp_path / "teacher.pt"), weights=str(tmp_path / "teacher.pt"))
+    student = task.build().eval()
+    assert float(task.loss(student, batch).detach()) == pytest.approx(0.0, abs=1e-6)
+    assert not any("teacher" in key for key in student.state_dict())
+    assert len(list(student.parameters())) == len(list(model.parameters()))
+
+
+def test_scores() -> None:
+    """Top-1, top-5 and loss, as shares."""
+    logits = torch.eye(8) * 10
+    labels = torch.tensor([0, 1, 2, 3, 4, 5, 7, 6])
+    figures = scores(logits, labels)
+    assert figures["top1"] == 0.75
+    assert 0.75 <= figures["top5"] <= 1.0
+    assert figures["loss"] == pytest.approx(float(nn.functional.cross_entropy(logits, labels)))
+
+
+def test_evaluation() -> None:
+    """Over all batches."""
+    task = QuantTask(**TINY, limit=40)
+    data = task.dataset("val")
+    model = task.build().eval()
+    with torch.no_grad():
+        figures = task.evaluate(model, torch.utils.data.DataLoader(data, batch_size=16))
+        whole = model(normalised(torch.stack([data[i]["image"] for i in range(40)])))
+    expected = (whole.argmax(1) == torch.tensor([int(data[i]["label"]) for i in range(40)])).float().mean()
+    assert figures["top1"] == pytest.approx(float(expected))
+    assert np.isfinite(figures["loss"])

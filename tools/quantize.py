@@ -1,0 +1,41 @@
+"""Float model -> calibrated -> quantization-aware training -> ONNX -> ONNX Runtime: python tools/quantize.py [CONFIG]"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cli
+
+from tasks import log
+from tasks.quant import report, stages
+
+DEFAULT = Path(__file__).resolve().parent.parent / "configs/quant/resnet18_w4a4_arsam.py"
+
+
+def main() -> None:
+    """Parse, run the stages, print the report."""
+    parser = cli.parser(__doc__ or "")
+    parser.add_argument("--sample", action="store_true", help="the config's sample: small, on data that needs no download")
+    parser.add_argument("--checkpoint", type=Path, help="float model to start from: of ours, or a plain timm state_dict")
+    parser.add_argument("--out", type=Path, help="folder of the report; default: runs/NAME, the first that is free")
+    parser.add_argument("--seed", type=int, help="the same as seed=N")
+    arguments = parser.parse_intermixed_args()
+    words = cli.words(arguments)
+    sample = arguments.sample
+    if not cli.paths(words):
+        words, sample = [str(DEFAULT), *words], True
+        print(f"no config given: the sample of {DEFAULT.name}", flush=True)
+    path, config = cli.load_config(words, sample=sample)
+    out = cli.run_folder(path, sample, arguments.out, resume=False, holds="report.json")
+    device = cli.device(arguments.device)
+    print(f"into {out}", flush=True)
+    result = stages.run(
+        config, out, device=device, float_checkpoint=arguments.checkpoint, name=path, say=lambda line: print(line, flush=True)
+    )  # fmt: skip
+    result = {**result, "machine": log.environment(device)}
+    print()
+    print(report.write(out, result))
+
+
+if __name__ == "__main__":
+    cli.run(main)
