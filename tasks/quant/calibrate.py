@@ -1,0 +1,116 @@
+"""What a fake-quantized model learns from a few batches without training: step sizes, and BatchNorm's statistics."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager
+from itertools import chain
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
+
+from tasks.quant.prepare import QuantLayer
+from tasks.quant.quantizer import Quantizer
+
+_SAMPLE = 1 << 14  # values of one input that are kept of a batch, besides its extremes
+
+
+@torch.no_grad()
+def calibrate(model: nn.Module, batches: Iterable[Tensor], *, method: str = "mse", percentile: float = 99.99) -> None:
+    """Set every quantizer's step size, sign and offset, in place, from what the float model's layers see.
+
+    The model runs in evaluation mode with its quantizers off; modes and switches are then as they were. A layer that no
+    batch reached keeps the input quantizer it had.
+
+    Args:
+        model: prepared.
+        batches: inputs of the model, on its device; a few hundred images are enough.
+        method: "mse", "percentile", "minmax" or "lsq", see `Quantizer.initialise`.
+        percentile: 50 to 100, for that method.
+
+    Raises:
+        ValueError: the model is not prepared, there are no batches, or the method is unknown.
+    """
+    layers = [m for m in model.modules() if isinstance(m, QuantLayer)]
+    if not layers:
+        raise ValueError(f"{type(model).__name__} has no quantized layer: calibrate what `prepare` returns")
+    seen: dict[nn.Module, list[Tensor]] = defaultdict(list)
+    generator = torch.Generator().manual_seed(0)
+
+    def look(quantizer: nn.Module, args: tuple[Tensor, ...]) -> None:
+        x = args[0].float().flatten()
+        if len(x) > _SAMPLE:
+            chosen = torch.randint(len(x), (_SAMPLE,), generator=generator)
+            x = torch.cat([x[chosen.to(x.device)], torch.stack(x.aminmax())])
+        seen[quantizer].append(x)
+
+    quantizers = [m for m in model.modules() if isinstance(m, Quantizer)]
+    switches = [q.enabled for q in quantizers]
+    hooks = [layer.input_quantizer.register_forward_pre_hook(look) for layer in layers]
+    try:
+        for quantizer in quantizers:
+            quantizer.enabled = False
+        with _modes_kept(model):
+            model.eval()
+            for batch in _some(batches):
+                model(batch)
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for quantizer, enabled in zip(quantizers, switches, strict=True):
+            quantizer.enabled = enabled
+    for layer in layers:
+        layer.weight_quantizer.initialise(layer.standardised_weight(), method, percentile)
+        if layer.input_quantizer in seen:
+            layer.input_quantizer.initialise(torch.cat(seen[layer.input_quantizer]), method, percentile)
+
+
+@torch.no_grad()
+def reestimate_batch_norm(model: nn.Module, batches: Iterable[Tensor]) -> None:
+    """Replace BatchNorm's running statistics, in place, by the plain average over batches, without training.
+
+    running_mean = 1/T sum_t mean_t, running_var = 1/T sum_t var_t. Quantization shifts both; this is the cheapest repair.
+    All else runs in evaluation mode; modes and momentum are then as they were.
+
+    Args:
+        model: any.
+        batches: inputs of the model, on its device; of one size, since each counts the same.
+
+    Raises:
+        ValueError: no batches.
+    """
+    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
+    momenta = [norm.momentum for norm in norms]
+    with _modes_kept(model):
+        try:
+            model.eval()
+            for number, batch in enumerate(_some(batches)):
+                for norm in norms if number == 0 else ():
+                    norm.reset_running_stats()
+                    norm.momentum = None  # the cumulative average
+                    norm.training = True
+                model(batch)
+        finally:
+            for norm, momentum in zip(norms, momenta, strict=True):
+                norm.momentum = momentum
+
+
+@contextmanager
+def _modes_kept(model: nn.Module) -> Generator[None]:
+    """Training and evaluation modes are on exit as on entry, module by module."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def _some(batches: Iterable[Tensor]) -> Iterable[Tensor]:
+    iterator = iter(batches)
+    first = next(iterator, None)
+    if first is None:
+        raise ValueError("batches is empty: at least one batch is needed (a generator can be used only once)")
+    return chain([first], iterator)
