@@ -65,7 +65,7 @@ def images(root: str, split: str, *, side: int, cutout: int = 0, augment: bool, 
 
 
 def _source(root: Path, split: str) -> Sized:
-    from timm.data import create_dataset
+    from timm.data.dataset_factory import create_dataset
     from torchvision import datasets
 
     names = ("train",) if split == "train" else ("val", "validation", "test")

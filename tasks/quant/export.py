@@ -25,12 +25,13 @@ import onnxruntime
 import torch
 from numpy.typing import NDArray
 from onnx_ir import convenience
-from onnxscript import opset21 as op
+from onnxscript import opset21
 from torch import Tensor, nn
 
 from tasks.quant.prepare import QuantLayer
 from tasks.quant.quantizer import Quantizer
 
+op: Any = opset21  # its stubs know tensors only, and these functions are traced
 INPUT, OUTPUT = "image", "output"
 _FUSED = ("Relu", "Clip")  # what an integer kernel does on the way out
 _PASSING = ("MaxPool",)  # values go through unchanged
@@ -170,7 +171,7 @@ def _frozen(model: nn.Module) -> nn.Module:
 
 def _constant(graph: ir.Graph, name: str, array: NDArray[Any]) -> ir.Value:
     tensor = ir.tensor(array, name=name)
-    value = ir.Value(name=name, const_value=tensor, type=ir.TensorType(tensor.dtype), shape=ir.Shape(tensor.shape))
+    value = ir.Value(name=name, const_value=tensor, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape))
     graph.register_initializer(value)
     return value
 
@@ -254,7 +255,6 @@ def _quantize_edges(model: ir.Model, batches: list[NDArray[np.float32]]) -> None
         if users and not (len(users) == 1 and users[0].op_type == "QuantizeLinear"):
             edges.append(value)
     ranges = _ranges(model, [str(value.name) for value in edges], batches)
-    steps: dict[str, tuple[ir.Value, ir.Value]] = {}
     for value in edges:
         name, node = str(value.name), value.producer()
         assert node is not None
@@ -265,7 +265,6 @@ def _quantize_edges(model: ir.Model, batches: list[NDArray[np.float32]]) -> None
         source = node.inputs[0].producer() if node.op_type in _PASSING else None  # type: ignore[union-attr]
         if source is not None and source.op_type == "DequantizeLinear":
             pair = (source.inputs[1], source.inputs[2])  # type: ignore[assignment]  # pooling keeps its input's codes
-        steps[name] = pair
         users = list(value.uses())
         quantize = ir.Node("", "QuantizeLinear", [value, *pair], name=f"{name}.quantize")
         dequantize = ir.Node("", "DequantizeLinear", [quantize.outputs[0], *pair], name=f"{name}.dequantize")
@@ -287,7 +286,8 @@ def _ranges(model: ir.Model, names: list[str], batches: list[NDArray[np.float32]
     run = session(proto.SerializeToString())
     extremes = []
     for batch in batches:
-        extremes.append([(float(array.min()), float(array.max())) for array in run.run(names, {INPUT: batch})])
+        values: Any = run.run(names, {INPUT: batch})
+        extremes.append([(float(array.min()), float(array.max())) for array in values])
     table = np.array(extremes)
     return {name: (table[:, i, 0].min(), table[:, i, 1].max()) for i, name in enumerate(names)}
 

@@ -156,7 +156,7 @@ def _test_set(config: Config) -> tuple[Tensor, Tensor]:
 
 def _logits(path: Path, images: Tensor) -> Tensor:
     run = export.session(path, threads=torch.get_num_threads())
-    outputs = [run.run(None, {export.INPUT: batch.numpy()})[0] for batch in images.split(_BATCH)]
+    outputs: Any = [run.run(None, {export.INPUT: batch.numpy()})[0] for batch in images.split(_BATCH)]
     return torch.from_numpy(np.concatenate(outputs))
 
 
