@@ -193,13 +193,13 @@ class ARSAM(Optimizer):
         self._pending = None
         _ = self.due  # lets a rule that reads gradients see g, the one it decides by
         weights = [p for p in self._parameters() if p.grad is not None]
-        saved = [p.detach().clone() for p in weights]
         gradients = {p: _owned(p) for p in weights}
+        saved: list[Tensor] = []
         for p in weights:
             p.grad = None
         self._perturbed = True
         try:
-            self._perturb_weights(gradients)
+            self._perturb_weights(gradients, saved)
             if self.reuse.horizon == 0:  # only the monitored gradients are needed after the second pass
                 gradients = dict(list(gradients.items())[len(gradients) - self.sampling.monitor :])
             with frozen_statistics(self.model):
@@ -208,12 +208,13 @@ class ARSAM(Optimizer):
             self._perturbed = False
             if saved:
                 with torch.no_grad():
-                    torch._foreach_copy_(weights, saved)
+                    torch._foreach_copy_(weights[: len(saved)], saved)
             del saved
         self._pending = self._take_in(gradients)
 
     @torch.no_grad()
-    def _perturb_weights(self, gradients: dict[Tensor, Tensor]) -> None:
+    def _perturb_weights(self, gradients: dict[Tensor, Tensor], saved: list[Tensor]) -> None:
+        """w <- w + e for the weights that have a gradient, a copy of each appended to `saved` before it moves."""
         scaled: list[tuple[dict[str, Any], list[Tensor], list[Tensor]]] = []
         for group in self.param_groups:
             self._complete(group)
@@ -223,7 +224,12 @@ class ARSAM(Optimizer):
                 scaled.append((group, weights, functional.scaled_gradients(weights, own, group["adaptive"])))
         norm = functional.global_norm([x for _, _, xs in scaled for x in xs])
         for group, weights, xs in scaled:
-            functional.perturb_(weights, xs, group["adaptive"], group["rho"] / (norm + self.eps))
+            # On a CPU one by one: a tensor is moved while the copy still has it in the cache.
+            count = 1 if weights[0].device.type == "cpu" else len(weights)
+            for i in range(0, len(weights), count):
+                some = slice(i, i + count)
+                saved += [p.clone() for p in weights[some]]
+                functional.perturb_(weights[some], xs[some], group["adaptive"], group["rho"] / (norm + self.eps))
 
     @torch.no_grad()
     def _take_in(self, gradients: dict[Tensor, Tensor]) -> _Ascent:
