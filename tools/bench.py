@@ -123,15 +123,19 @@ def overhead(arguments: argparse.Namespace) -> None:
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     names = list(steps)
     for turn in range(arguments.rounds + 1):
-        # The order rotates, so that no contender always follows the same one; the first round warms up.
-        for name in names[turn % len(names) :] + names[: turn % len(names)]:
-            start = time.perf_counter()
-            for _ in range(EVERY):
+        # Step by step in turn, so that a drift of the machine meets all alike; the first round warms up.
+        spent = dict.fromkeys(names, 0.0)
+        for step in range(EVERY):
+            first = (turn + step) % len(names)
+            for name in names[first:] + names[:first]:
+                start = time.perf_counter()
                 steps[name]()
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            if turn:
-                seconds[name].append((time.perf_counter() - start) / EVERY)
+                if device.type == "cuda":
+                    torch.cuda.synchronize()
+                spent[name] += time.perf_counter() - start
+        if turn:
+            for name in names:
+                seconds[name].append(spent[name] / EVERY)
     rows: list[dict[str, Any]] = []
     for name in names:
         row: dict[str, Any] = {"name": name, "against": baseline.get(name), "ms": 1e3 * statistics.median(seconds[name])}

@@ -2,7 +2,8 @@
 
     python tools/train.py configs/pose/hrnet_small_adamw.py task.root=data/lspet
 
-Expected: not yet measured.
+Expected: AP 0.061, AP50 0.252 on lspet (one seed, bf16, no spread known; some ten minutes on one core of an EPYC).
+On the sample: AP above 0.3 in two minutes on two cores.
 """
 
 from dataclasses import replace

@@ -2,7 +2,7 @@
 
     python tools/train.py configs/pose/hrnet_small_arsam.py task.root=data/lspet
 
-Expected: not yet measured.
+Expected: AP 0.060, AP50 0.256 on lspet at 1.20 passes per step (one seed, bf16, no spread known).
 """
 
 from dataclasses import replace

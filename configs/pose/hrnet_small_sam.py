@@ -1,4 +1,9 @@
-"""As hrnet_small_adamw.py, with SAM: two passes on every step."""
+"""As hrnet_small_adamw.py, with SAM: two passes on every step.
+
+    python tools/train.py configs/pose/hrnet_small_sam.py task.root=data/lspet
+
+Expected: AP 0.064, AP50 0.264 on lspet (one seed, bf16, no spread known).
+"""
 
 from dataclasses import replace
 from functools import partial
