@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import cli
@@ -9,7 +10,7 @@ import cli
 from tasks import log
 from tasks.quant import report, stages
 
-DEFAULT = Path(__file__).resolve().parent.parent / "configs/quant/resnet18_w4a4_arsam.py"
+DEFAULT = Path(os.path.relpath(Path(__file__).parent.parent / "configs/quant/resnet18_w4a4_arsam.py"))
 
 
 def main() -> None:

@@ -28,12 +28,12 @@ config = Config(
     pretraining=Config(task, sgd, schedule=partial(cosine, warmup=Epochs(5)), epochs=90, batch_size=256, num_workers=8),
 )
 
-digits = replace(task, root=DIGITS, classes=10, side=32)
+digits = replace(task, root=DIGITS, classes=10, side=48)
 small = {"batch_size": 32, "num_workers": 1, "eval_every": 2}
 sample = replace(
     config,
     task=digits,
-    epochs=6,
-    pretraining=Config(digits, partial(SGD, lr=0.05, momentum=0.9), schedule=partial(cosine, warmup=20), epochs=8, **small),
+    epochs=5,
+    pretraining=Config(digits, partial(SGD, lr=0.05, momentum=0.9), schedule=partial(cosine, warmup=20), epochs=6, **small),
     **small,
 )
