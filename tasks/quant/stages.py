@@ -91,7 +91,8 @@ def run(
     say(f"      top-1 {stages['qat']['top1']:.4f} trained, at {result['passes_per_step']:.2f} passes per step")
 
     say("[3/3] ONNX file, in ONNX Runtime")
-    images, labels = _test_set(config)
+    pixels, labels = _raw(config)
+    images = normalised(pixels)
     calibration = [batch.cpu().numpy() for batch in _batches(task.plain(CALIBRATION), device)]
     export.export(model, out / "float.onnx", calibration[:1])
     export.export(quantized, out / "model.onnx", calibration)
@@ -102,8 +103,8 @@ def run(
     stages["float"]["size_mb"] = (out / "float.onnx").stat().st_size / 1e6
     agreement = float((low_bit.argmax(1) == fake.argmax(1)).float().mean())
     say(f"      top-1 {stages['onnx']['top1']:.4f}, agreement with the fake-quantized model {agreement:.4f}")
-    rho = optimizer_rho(config)
-    batch = {"image": _raw(config, _BATCH)[0].to(device), "label": _raw(config, _BATCH)[1].to(device)}
+    rho = float(getattr(config.sharpness, "keywords", {}).get("rho", 0.05))  # the usual one where the config has none
+    batch = {name: value[:_BATCH].to(device) for name, value in (("image", pixels), ("label", labels))}
     return {
         "stages": stages,
         "agreement": agreement,
@@ -123,11 +124,6 @@ def run(
     }
 
 
-def optimizer_rho(config: Config) -> float:
-    """The config's rho; 0.05 where it has none."""
-    return float(getattr(config.sharpness, "keywords", {}).get("rho", 0.05))
-
-
 def _measured(config: Config, model: nn.Module, device: torch.device) -> dict[str, float]:
     """Top-1 on the validation split, and the size of the weights stored in their bits."""
     bits = sum(
@@ -142,16 +138,10 @@ def _batches(images: Tensor, device: torch.device) -> list[Tensor]:
     return [batch.to(device) for batch in images.split(_BATCH)]
 
 
-def _raw(config: Config, count: int | None = None) -> tuple[Tensor, Tensor]:
-    data = config.task.dataset("val")
-    loader = DataLoader(data, batch_size=count or 256, num_workers=0)
-    batches = [next(iter(loader))] if count else list(loader)
+def _raw(config: Config) -> tuple[Tensor, Tensor]:
+    """Pixels and labels of the validation split."""
+    batches = list(DataLoader(config.task.dataset("val"), batch_size=256))
     return torch.cat([b["image"] for b in batches]), torch.cat([b["label"] for b in batches])
-
-
-def _test_set(config: Config) -> tuple[Tensor, Tensor]:
-    images, labels = _raw(config)
-    return normalised(images), labels
 
 
 def _logits(path: Path, images: Tensor) -> Tensor:
