@@ -226,10 +226,11 @@ class ARSAM(Optimizer):
         for group, weights, xs in scaled:
             # On a CPU one by one: a tensor is moved while the copy still has it in the cache.
             count = 1 if weights[0].device.type == "cpu" else len(weights)
+            scale = group["rho"] / (norm + self.eps)
             for i in range(0, len(weights), count):
                 some = slice(i, i + count)
                 saved += [p.clone() for p in weights[some]]
-                functional.perturb_(weights[some], xs[some], group["adaptive"], group["rho"] / (norm + self.eps))
+                functional.perturb_(weights[some], xs[some], group["adaptive"], scale)
 
     @torch.no_grad()
     def _take_in(self, gradients: dict[Tensor, Tensor]) -> _Ascent:
