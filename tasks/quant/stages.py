@@ -75,9 +75,10 @@ def run(
 
     say(f"[2/3] W{task.weight_bits}A{task.act_bits}: calibration, then training")
     quantized = task.quantize(model.cpu()).to(device)
-    calibrate(quantized, _batches(task.plain(CALIBRATION), device))
+    calibration, statistics = (_batches(task.plain(count), device) for count in (CALIBRATION, STATISTICS))
+    calibrate(quantized, calibration)
     stages["ptq"] = _measured(config, quantized, device)
-    reestimate_batch_norm(quantized, _batches(task.plain(STATISTICS), device))
+    reestimate_batch_norm(quantized, statistics)
     stages["ptq_bn"] = _measured(config, quantized, device)
     say(f"      top-1 {stages['ptq']['top1']:.4f} calibrated, {stages['ptq_bn']['top1']:.4f} with BatchNorm re-estimated")
     start = out / "ptq.pt"
@@ -86,16 +87,16 @@ def run(
     trained = replace(config, task=replace(task, weights=str(start), teacher=teacher))
     result = engine.train(trained, out / "qat", device=device, name=name)
     checkpoint.load_weights(quantized, out / "qat" / "last.pt")
-    reestimate_batch_norm(quantized, _batches(task.plain(STATISTICS), device))
+    reestimate_batch_norm(quantized, statistics)
     stages["qat"] = _measured(config, quantized, device)
     say(f"      top-1 {stages['qat']['top1']:.4f} trained, at {result['passes_per_step']:.2f} passes per step")
 
     say("[3/3] ONNX file, in ONNX Runtime")
     pixels, labels = _raw(config)
     images = normalised(pixels)
-    calibration = [batch.cpu().numpy() for batch in _batches(task.plain(CALIBRATION), device)]
-    export.export(model, out / "float.onnx", calibration[:1])
-    export.export(quantized, out / "model.onnx", calibration)
+    ranges = [batch.cpu().numpy() for batch in calibration]
+    export.export(model, out / "float.onnx", ranges[:1])
+    export.export(quantized, out / "model.onnx", ranges)
     low_bit = _logits(out / "model.onnx", images)
     with torch.no_grad():
         fake = torch.cat([quantized.eval()(batch.to(device)).cpu() for batch in images.split(_BATCH)])
