@@ -9,6 +9,7 @@ import copy
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import Any
@@ -18,7 +19,7 @@ import torch.nn.functional as F
 from timm.layers.padding import pad_same
 from timm.layers.std_conv import ScaledStdConv2d, ScaledStdConv2dSame, StdConv2d, StdConv2dSame
 from torch import Tensor, nn
-from torch.autograd.graph import Node
+from torch.autograd.graph import Node, saved_tensors_hooks
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -85,9 +86,13 @@ class QuantLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The layer on the quantized input with the quantized weight."""
-        layer: Any = self.layer
         x = self.input_quantizer(x)
         weight = self.weight_quantizer(self.standardised_weight())
+        with nullcontext() if torch.compiler.is_compiling() else self._requantized_for_backward(weight):
+            return self._call(x, weight)
+
+    def _call(self, x: Tensor, weight: Tensor) -> Tensor:
+        layer: Any = self.layer
         if self._standardises:  # its own forward would standardise once more
             if getattr(layer, "same_pad", False):
                 x = pad_same(x, layer.kernel_size, layer.stride, layer.dilation)
@@ -99,6 +104,24 @@ class QuantLayer(nn.Module):
             return layer(x)
         finally:
             del vars(layer)["weight"]
+
+    def _requantized_for_backward(self, weight: Tensor) -> saved_tensors_hooks:
+        """Inside, autograd keeps a note in place of the quantized weight, and quantizes once more when it wants it.
+
+        A rounding costs less than the memory: small feature maps are dwarfed by a second copy of all weights.
+        """
+        place = weight.data_ptr(), weight.numel()  # not the weight itself: autograd keeps this function too
+
+        def pack(saved: Tensor) -> Any:
+            return (saved.size(), saved.stride()) if (saved.data_ptr(), saved.numel()) == place else saved
+
+        def unpack(packed: Any) -> Tensor:
+            if isinstance(packed, Tensor):
+                return packed
+            with torch.no_grad():
+                return self.weight_quantizer(self.standardised_weight()).as_strided(*packed)
+
+        return saved_tensors_hooks(pack, unpack)
 
 
 def prepare(

@@ -43,7 +43,8 @@ class AfterRounding(Quantizer):
     def forward(self, x: Tensor) -> Tensor:
         """Q(x), or Q(w) + e where x = w + e in a second pass."""
         if self.observer_enabled[0] or self._seen is None:
-            self._seen = x.detach().clone() if self.training and torch.is_grad_enabled() else None
+            if self.training and torch.is_grad_enabled():  # else it is the backward pass that quantizes once more
+                self._seen = x.detach().clone()
             return super().forward(x)
         e = x.detach() - self._seen
         return super().forward(x - e) + e

@@ -76,7 +76,9 @@ def run(
 
     say(f"[2/3] W{task.weight_bits}A{task.act_bits}: calibration, then training")
     quantized = task.quantize(model.cpu()).to(device)
-    calibration, statistics = (_batches(task.plain(count), device) for count in (CALIBRATION, STATISTICS))
+    calibration = _batches(task.crops(CALIBRATION, augment=False), device)
+    # Of the plain images, which the network knows by heart, the statistics fit new ones worse than training's own do.
+    statistics = _batches(task.crops(STATISTICS, augment=True), device)
     calibrate(quantized, calibration)
     stages["ptq"] = _measured(config, quantized, device)
     reestimate_batch_norm(quantized, statistics)

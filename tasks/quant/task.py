@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tasks import checkpoint, distributed
+from tasks import checkpoint, distributed, loading
 from tasks.base import Batch, UserError
 from tasks.quant import data
 from tasks.quant.prepare import QuantLayer, canonicalise, parameter_groups, prepare
@@ -92,10 +92,13 @@ class QuantTask:
             self.root, split, side=self.side, cutout=self.cutout, augment=split == "train", limit=self.limit
         )  # fmt: skip
 
-    def plain(self, count: int) -> Tensor:
-        """The first training images without augmentation, normalised, [count, 3, side, side]: to calibrate with."""
-        images = data.images(self.root, "train", side=self.side, augment=False, limit=count)
-        return normalised(torch.stack([images[i]["image"] for i in range(len(images))]))
+    def crops(self, count: int, *, augment: bool) -> Tensor:
+        """The first training images, plain or as training sees them, normalised, [count, 3, side, side]."""
+        cutout = self.cutout if augment else 0
+        limit = count if self.limit is None else min(count, self.limit)
+        images = data.images(self.root, "train", side=self.side, cutout=cutout, augment=augment, limit=limit)
+        seeded = loading.Seeded(images, seed=0)
+        return normalised(torch.stack([seeded[0, i]["image"] for i in range(len(images))]))
 
     def build(self) -> nn.Module:
         """The timm model, with the weights of a file, and quantizers if bits are given."""

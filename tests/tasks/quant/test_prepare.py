@@ -5,13 +5,16 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+from typing import Any
 
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
 from timm.layers.conv2d_same import Conv2dSame
 from timm.layers.std_conv import ScaledStdConv2d, ScaledStdConv2dSame, StdConv2d, StdConv2dSame
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from tasks.quant.prepare import QuantLayer, canonicalise, convert, not_quantized, parameter_groups, prepare
 from tasks.quant.quantizer import Quantizer
@@ -346,3 +349,34 @@ def test_errors(build: object, message: str) -> None:
     """Errors name the culprit, the rule and the way out."""
     with pytest.raises(ValueError, match=message):
         build()
+
+
+@pytest.mark.parametrize("kind", ["conv", "linear", "standardised"])
+def test_no_copy_of_the_weight_is_kept(kind: str) -> None:
+    """Its storage is gone before the backward pass, and the gradients are as if it were not.
+
+    Kills: a saved quantized weight, one rounded with other step sizes, a transposed one laid out wrong.
+    """
+    torch.manual_seed(0)
+    layers = {"conv": nn.Conv2d(8, 64, 3), "linear": nn.Linear(8, 64), "standardised": ScaledStdConv2d(8, 64, 3)}
+    layer: Any = layers[kind]
+    prepared: Any = prepare(nn.Sequential(layer), weight_bits=3, act_bits=4, first_last_bits=None)
+    x = torch.randn(4, 8) if kind == "linear" else torch.randn(4, 8, 5, 5)
+    prepared(x)  # sets the step sizes
+    quantized = prepared[0]
+    made: list[StorageWeakRef] = []
+    hook = quantized.weight_quantizer.register_forward_hook(
+        lambda _m, _args, made_of: made.append(StorageWeakRef(made_of.untyped_storage()))
+    )
+    output = prepared(x)
+    hook.remove()
+    assert len(made) == 1
+    assert made[0].expired()
+    output.square().sum().backward()
+    gradients = [p.grad.clone() for p in prepared.parameters()]
+    prepared.zero_grad()
+    weight = quantized.weight_quantizer(quantized.standardised_weight())
+    function: Any = F.linear if kind == "linear" else quantized.layer._conv_forward
+    function(quantized.input_quantizer(x), weight, quantized.layer.bias).square().sum().backward()
+    for p, g in zip(prepared.parameters(), gradients, strict=True):
+        torch.testing.assert_close(p.grad, g, atol=0, rtol=0)
