@@ -1,4 +1,4 @@
-"""Benchmarks: python tools/bench.py overhead"""
+"""Benchmarks: python tools/bench.py overhead | quant"""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import copy
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,15 @@ import cli
 import timm
 import torch
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.optim import SGD
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from arsam import ARSAM, reuse, sampling
 from tasks import log
+from tasks.quant.calibrate import calibrate
+from tasks.quant.task import QuantTask
 
 Step = Callable[[], object]
 Closure = Callable[[], Tensor]
@@ -110,20 +116,14 @@ def _contenders(model: nn.Module, batch: Tensor, labels: Tensor) -> dict[str, St
     return steps
 
 
-def overhead(arguments: argparse.Namespace) -> None:
-    """Time per step against plain SGD with as many passes, interleaved in one process on one thread."""
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    device = cli.device(arguments.device)
-    model = timm.create_model("resnet18", num_classes=10).to(device)
-    batch, labels = torch.randn(16, 3, 64, 64, device=device), torch.randint(10, (16,), device=device)
-    steps = _contenders(model, batch, labels)
-    baseline = {name: "SGD, 2 passes" for name in steps if "SAM" in name}
-    baseline[f"ARSAM, every {EVERY}th step"] = f"SGD, 1 + 1/{EVERY} passes"
+def _interleaved(steps: dict[str, Step], rounds: int, device: torch.device) -> dict[str, list[float]]:
+    """Seconds per step of each contender in each round, EVERY steps a round.
+
+    Step by step in turn, so that a drift of the machine meets all alike; the first round warms up.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     names = list(steps)
-    for turn in range(arguments.rounds + 1):
-        # Step by step in turn, so that a drift of the machine meets all alike; the first round warms up.
+    for turn in range(rounds + 1):
         spent = dict.fromkeys(names, 0.0)
         for step in range(EVERY):
             first = (turn + step) % len(names)
@@ -136,19 +136,43 @@ def overhead(arguments: argparse.Namespace) -> None:
         if turn:
             for name in names:
                 seconds[name].append(spent[name] / EVERY)
+    return seconds
+
+
+def _rows(seconds: dict[str, list[float]], baseline: dict[str, str]) -> list[dict[str, Any]]:
+    """Median milliseconds, and the median and quartiles of the ratio to the baseline's step of the same round."""
     rows: list[dict[str, Any]] = []
-    for name in names:
+    for name in seconds:
         row: dict[str, Any] = {"name": name, "against": baseline.get(name), "ms": 1e3 * statistics.median(seconds[name])}
         if name in baseline:
             ratios = sorted(a / b for a, b in zip(seconds[name], seconds[baseline[name]], strict=True))
             row["ratio"] = statistics.median(ratios)
             row["quartiles"] = [ratios[len(ratios) // 4], ratios[-1 - len(ratios) // 4]]
         rows.append(row)
-    kept = _kept(copy.deepcopy(model), batch, labels)
-    print(f"{'':24}  {'ms/step':>8}  {'ratio':>6}  quartiles      against")
+    return rows
+
+
+def _print_rows(rows: list[dict[str, Any]]) -> None:
+    width = max(len(row["name"]) for row in rows)
+    print(f"{'':{width}}  {'ms/step':>8}  {'ratio':>6}  quartiles      against")
     for row in rows:
         ratio = f"{row['ratio']:6.3f}  {row['quartiles'][0]:.3f}-{row['quartiles'][1]:.3f}    " if "ratio" in row else " " * 24
-        print(f"{row['name']:24}  {row['ms']:8.1f}  {ratio}{row['against'] or ''}")
+        print(f"{row['name']:{width}}  {row['ms']:8.1f}  {ratio}{row['against'] or ''}")
+
+
+def overhead(arguments: argparse.Namespace) -> None:
+    """Time per step against plain SGD with as many passes, interleaved in one process on one thread."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    device = cli.device(arguments.device)
+    model = timm.create_model("resnet18", num_classes=10).to(device)
+    batch, labels = torch.randn(16, 3, 64, 64, device=device), torch.randint(10, (16,), device=device)
+    steps = _contenders(model, batch, labels)
+    baseline = {name: "SGD, 2 passes" for name in steps if "SAM" in name}
+    baseline[f"ARSAM, every {EVERY}th step"] = f"SGD, 1 + 1/{EVERY} passes"
+    rows = _rows(_interleaved(steps, arguments.rounds, device), baseline)
+    kept = _kept(copy.deepcopy(model), batch, labels)
+    _print_rows(rows)
     print(f"kept between steps: {kept:.2f} x the parameters")
     print(f"{arguments.rounds} rounds of {EVERY} steps each, timm resnet18, batch 16 of 64x64, one thread")
     if arguments.out is not None:
@@ -171,15 +195,132 @@ def _kept(model: nn.Module, batch: Tensor, labels: Tensor) -> float:
     return kept / sum(p.numel() for p in model.parameters())
 
 
+class _Live(TorchDispatchMode):
+    """Bytes of the tensors made inside that are still there, each storage once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._made: dict[StorageWeakRef, int] = {}
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run the operation and note its results."""
+        result = function(*args, **(kwargs or {}))
+        for x in tree_leaves(result):
+            if isinstance(x, Tensor):
+                self._made[StorageWeakRef(x.untyped_storage())] = x.untyped_storage().nbytes()
+        return result
+
+    def megabytes(self) -> float:
+        """Now."""
+        return sum(size for storage, size in self._made.items() if not storage.expired()) / 1e6
+
+
+def _brevitas(model: nn.Module, bits: int) -> nn.Module:
+    """The model with the quantized layers of brevitas, weights per channel and inputs per tensor."""
+    import brevitas.nn as qnn  # pyright: ignore[reportMissingImports]
+    from brevitas.quant import Int8ActPerTensorFloat, Int8WeightPerChannelFloat  # pyright: ignore[reportMissingImports]
+
+    how = {
+        "weight_quant": Int8WeightPerChannelFloat, "weight_bit_width": bits,
+        "input_quant": Int8ActPerTensorFloat, "input_bit_width": bits,
+    }  # fmt: skip
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            bias = getattr(child, "bias", None) is not None
+            if isinstance(child, nn.Conv2d):
+                geometry = {k: getattr(child, k) for k in ("stride", "padding", "dilation", "groups")}
+                new = qnn.QuantConv2d(
+                    child.in_channels, child.out_channels, child.kernel_size, bias=bias, **geometry, **how
+                )  # fmt: skip
+            elif isinstance(child, nn.Linear):
+                new = qnn.QuantLinear(child.in_features, child.out_features, bias=bias, **how)
+            else:
+                continue
+            new.load_state_dict(child.state_dict(), strict=False)
+            setattr(parent, name, new)
+    return model
+
+
+def _torchao(model: nn.Module, bits: int) -> nn.Module:
+    """The model as torchao prepares it for training: it has no fake-quantized convolution, so its linear layers alone."""
+    from torchao.quantization import quantize_  # pyright: ignore[reportMissingImports]
+    from torchao.quantization.qat import IntxFakeQuantizeConfig, QATConfig  # pyright: ignore[reportMissingImports]
+
+    dtype = getattr(torch, f"int{bits}")
+    weight = IntxFakeQuantizeConfig(dtype, granularity="per_channel")
+    quantize_(
+        model,
+        QATConfig(
+            activation_config=IntxFakeQuantizeConfig(torch.int8, "per_token", is_symmetric=False),
+            weight_config=weight,
+            step="prepare",
+        ),
+    )
+    return model
+
+
+def quant(arguments: argparse.Namespace) -> None:
+    """Cost and saved memory of a W4A4 training step against float, beside brevitas and torchao where installed."""
+    torch.set_num_threads(1)
+    device = cli.device(arguments.device)
+    batch, labels = torch.randn(32, 3, 32, 32, device=device), torch.randint(10, (32,), device=device)
+    records: list[dict[str, Any]] = []
+    for task in (QuantTask(), QuantTask(stem="small"), QuantTask(model="mobilenetv2_100")):
+        task = replace(task, weight_bits=4, act_bits=4)
+        torch.manual_seed(0)
+        model = replace(task, weight_bits=None, act_bits=None).build()
+        ours = task.quantize(model)
+        calibrate(ours, [batch.cpu()])
+        models = {"float": model, "arsam": ours}
+        for rival, make in (("brevitas", _brevitas), ("torchao", _torchao)):
+            try:
+                models[rival] = make(copy.deepcopy(model), 4)
+            except ImportError as error:
+                print(f"{rival} is left out: {error}")
+        steps: dict[str, Step] = {}
+        memory: dict[str, float] = {}
+        for label, each in models.items():
+            each.to(device).train()
+            optimizer = SGD(each.parameters(), lr=1e-3, momentum=0.9)
+
+            def step(each: nn.Module = each, optimizer: SGD = optimizer) -> None:
+                optimizer.zero_grad()
+                nn.functional.cross_entropy(each(batch), labels).backward()
+                optimizer.step()
+
+            step()
+            steps[label] = step
+            with _Live() as live:
+                output = each(batch)
+            memory[label] = live.megabytes()
+            del output
+        rows = _rows(_interleaved(steps, arguments.rounds, device), {label: "float" for label in steps if label != "float"})
+        for row in rows:
+            row["saved_mb"], row["saved_ratio"] = memory[row["name"]], memory[row["name"]] / memory["float"]
+        print(f"\n{task.model}" + (", 3x3 stem" if task.stem == "small" else ""))
+        _print_rows(rows)
+        print(
+            "kept for the backward pass: "
+            + ", ".join(f"{k} {v:.1f} MB ({v / memory['float']:.2f}x)" for k, v in memory.items())
+        )
+        records.append({"model": task.model, "stem": task.stem, "rows": rows})
+    print(
+        f"\nW4A4, batch 32 of 32x32, one thread, {arguments.rounds} rounds of {EVERY} steps each; torchao: linear layers only"
+    )
+    if arguments.out is not None:
+        log.write_json(arguments.out, {"models": records, "rounds": arguments.rounds, **log.environment(device)})
+
+
 def main() -> None:
     """Parse and run."""
     parser = argparse.ArgumentParser(description=__doc__)
     commands = parser.add_subparsers(required=True)
-    command = commands.add_parser("overhead", help=overhead.__doc__)
-    command.add_argument("--rounds", type=int, default=20, help="default: %(default)s")
-    command.add_argument("--device", default="cpu", help="default: %(default)s")
-    command.add_argument("--out", type=Path, help="also write the table and the environment as JSON")
-    command.set_defaults(function=overhead)
+    for function in (overhead, quant):
+        command = commands.add_parser(function.__name__, help=function.__doc__)
+        command.add_argument("--rounds", type=int, default=20, help="default: %(default)s")
+        command.add_argument("--device", default="cpu", help="default: %(default)s")
+        command.add_argument("--out", type=Path, help="also write the table and the environment as JSON")
+        command.set_defaults(function=function)
     arguments = parser.parse_args()
     arguments.function(arguments)
 
