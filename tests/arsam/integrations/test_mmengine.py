@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import socket
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +18,14 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD
 
-from arsam import ARSAM, reuse, sampling
+from arsam import ARSAM, reuse, sampling, scaled_step
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # of torch's newer ways, at mmengine's older ones
     pytest.importorskip("mmengine", reason="mmengine is not installed; make test-mmpose")
     from mmengine.dataset import pseudo_collate
     from mmengine.model import BaseModel, MMDistributedDataParallel
-    from mmengine.optim import LinearParamScheduler
+    from mmengine.optim import AmpOptimWrapper, LinearParamScheduler
     from mmengine.registry import OPTIM_WRAPPERS
     from mmengine.runner import Runner
 
@@ -168,6 +171,69 @@ def test_clips_what_the_update_reads() -> None:
     unclipped, _ = by_hand(STEPS)
     assert not torch.equal(model.net[0].weight, unclipped.net[0].weight)
     assert wrapper.message_hub.get_scalar("train/grad_norm").current() > 0
+
+
+@pytest.fixture
+def scaler_on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """mmengine's AmpOptimWrapper wants a GPU; the arithmetic does not."""
+    module = sys.modules[AmpOptimWrapper.__module__]
+    monkeypatch.setattr(module, "is_cuda_available", lambda: True)
+    monkeypatch.setattr(module, "GradScaler", partial(torch.amp.GradScaler, "cpu"))
+
+
+AMP: dict[str, Any] = {"dtype": "bfloat16", "loss_scale": 2.0**14, "accumulative_counts": 2, "clip_grad": {"max_norm": 0.2}}
+
+
+@pytest.mark.usefixtures("scaler_on_cpu")
+def test_mixed_precision_equals_the_plain_loop() -> None:
+    """Kills: a second pass in float32 or with another scale, clipping of scaled gradients, a PSF in units of the scale."""
+    model, wrapper = trained(24, "ARSAMAmpOptimWrapper", **AMP)
+    other = Toy()
+    base = SGD(other.parameters(), lr=0.1, momentum=0.9)
+    base.register_step_pre_hook(lambda *_: nn.utils.clip_grad_norm_(other.parameters(), 0.2) and None)
+    optimizer = ARSAM(base, rho=0.1, sampling=sampling.Periodic(3, 1), reuse=reuse.Decayed(0.5, 2), model=other)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**14)
+    data = batches(24)
+    for pair in zip(data[::2], data[1::2], strict=True):
+
+        def closure(pair: Any = pair) -> None:
+            optimizer.zero_grad()
+            for batch in pair:
+                with torch.autocast("cpu", torch.bfloat16):
+                    loss = other(**batch, mode="loss")["loss"]
+                scaler.scale(loss / 2).backward()
+
+        scaled_step(optimizer, closure, scaler)
+    assert_equal(model, other)
+    assert wrapper.optimizer.stats == optimizer.stats and optimizer.stats["ascents"] == 4
+    small, _ = trained(24, "ARSAMAmpOptimWrapper", **{**AMP, "loss_scale": 1.0})
+    assert_equal(model, small)  # the scale is a power of two
+    full, _ = trained(24, **{name: AMP[name] for name in ("accumulative_counts", "clip_grad")})
+    assert not torch.equal(full.net[0].weight, model.net[0].weight)
+
+
+@pytest.mark.usefixtures("scaler_on_cpu")
+def test_mixed_precision_leaves_out_and_resumes() -> None:
+    """Kills: a schedule that goes on over a step left out, a scale that is not saved."""
+    model = Toy()
+    wrapper = build(model, "ARSAMAmpOptimWrapper", dtype="bfloat16", loss_scale={"init_scale": 2.0**127, "growth_interval": 3})
+    before = model.net[0].weight.detach().clone()
+    data = batches(12)
+    model.train_step({**data[0], "inputs": 1e4 * data[0]["inputs"]}, wrapper)
+    assert wrapper.optimizer.stats["steps"] == 0 and torch.equal(model.net[0].weight, before)
+    assert wrapper.loss_scaler.get_scale() == 2.0**126
+    wrapper.loss_scaler.update(2.0**10)
+    for batch in data[:6]:
+        model.train_step(batch, wrapper)
+    other = copy.deepcopy(model)
+    resumed = build(other, "ARSAMAmpOptimWrapper", dtype="bfloat16")
+    resumed.load_state_dict(copy.deepcopy(wrapper.state_dict()))
+    assert resumed.loss_scaler.get_scale() == wrapper.loss_scaler.get_scale() > 2.0**10
+    for batch in data[6:]:
+        model.train_step(batch, wrapper)
+        other.train_step(batch, resumed)
+    assert_equal(model, other)
+    assert wrapper.optimizer.stats["steps"] == 12
 
 
 def test_rules_by_name() -> None:
