@@ -11,7 +11,7 @@ stand-ins by itself the moment it imports mmpose, mmpose's own tools included.
 """
 
 # pyright: reportMissingImports=false, reportUnknownVariableType=false, reportUnknownMemberType=false
-# pyright: reportAttributeAccessIssue=false
+# pyright: reportAttributeAccessIssue=false, reportUnknownArgumentType=false
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def install() -> None:
 
 
 def allow_log_history() -> None:
-    """Let torch.load read mmengine's checkpoints as what they are: tensors, and the log's history in numpy arrays.
+    """Let torch.load read mmengine's checkpoints as what they are: tensors, and numpy arrays with the log's history.
 
     mmengine 0.10.7 calls torch.load as if it still unpickled anything. Naming the few classes that its checkpoints hold
     keeps torch's check on all others, so that a file from elsewhere still cannot run code.
@@ -69,7 +69,7 @@ def allow_log_history() -> None:
             *((f, f"numpy.{core}.multiarray.{f.__name__}") for f in array_makers for core in ("core", "_core")),
             np.ndarray,
             np.dtype,
-            *(type(np.dtype(kind)) for kind in (np.float64, np.float32, np.int64, np.int32, np.bool_)),
+            *(type(np.dtype(kind)) for kind in "?U" + np.typecodes["AllInteger"] + np.typecodes["AllFloat"]),
         ]
     )
 
@@ -87,7 +87,7 @@ class _StandIns(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         """Fill the module."""
-        vars(module).update(_CONTENT[module.__name__]())
+        vars(module).update({name: x for name, x in _CONTENT[module.__name__]().items() if name not in vars(module)})
 
 
 def _operators() -> dict[str, Any]:
@@ -124,13 +124,31 @@ def _reduce_mean(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
-def _same_as(name: str) -> Callable[[], dict[str, Any]]:
-    """The public content of another module."""
+def _coco() -> dict[str, Any]:
+    from pycocotools.coco import COCO
 
-    def content() -> dict[str, Any]:
-        return {key: x for key, x in vars(importlib.import_module(name)).items() if not key.startswith("__")}
+    return {"COCO": COCO}
 
-    return content
+
+def _cocoeval() -> dict[str, Any]:
+    import numpy as np
+    from pycocotools.cocoeval import COCOeval as Plain
+
+    class COCOeval(Plain):
+        """pycocotools' evaluation with the arguments that mmpose gives xtcocotools'."""
+
+        def __init__(self, gt: Any, dt: Any, kind: str = "keypoints", sigmas: Any = None, use_area: bool = True) -> None:
+            if kind != "keypoints" or not use_area:
+                raise NotImplementedError("pycocotools evaluates keypoints by their areas, and nothing else of xtcocotools")
+            super().__init__(gt, dt, kind)
+            if sigmas is not None:
+                self.params.kpt_oks_sigmas = np.asarray(sigmas)
+
+    return {"COCOeval": COCOeval}
+
+
+def _mask() -> dict[str, Any]:
+    return dict(vars(importlib.import_module("pycocotools.mask")))
 
 
 _CONTENT: dict[str, Callable[[], dict[str, Any]]] = {
@@ -138,7 +156,9 @@ _CONTENT: dict[str, Callable[[], dict[str, Any]]] = {
     "mmdet": dict,
     "mmdet.utils": _mmdet,
     "xtcocotools": dict,
-    **{f"xtcocotools.{part}": _same_as(f"pycocotools.{part}") for part in ("coco", "cocoeval", "mask")},
+    "xtcocotools.coco": _coco,
+    "xtcocotools.cocoeval": _cocoeval,
+    "xtcocotools.mask": _mask,
 }
 
 
