@@ -8,7 +8,7 @@ itself. With ``accumulate_grad_batches`` the second pass would be over the last 
 """
 
 # pyright: reportMissingImports=false, reportUnknownMemberType=false, reportUnknownVariableType=false
-# pyright: reportUntypedBaseClass=false, reportUnknownArgumentType=false
+# pyright: reportUntypedBaseClass=false, reportUnknownArgumentType=false, reportGeneralTypeIssues=false
 
 from __future__ import annotations
 

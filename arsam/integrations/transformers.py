@@ -1,7 +1,7 @@
 """ARSAM in the Trainer of Hugging Face's transformers."""
 
 # pyright: reportMissingImports=false, reportUnknownMemberType=false, reportUnknownVariableType=false
-# pyright: reportUntypedBaseClass=false, reportUnknownArgumentType=false
+# pyright: reportUntypedBaseClass=false, reportUnknownArgumentType=false, reportGeneralTypeIssues=false
 
 from __future__ import annotations
 

@@ -128,3 +128,9 @@ def test_a_step_without_the_second_pass_is_refused() -> None:
     accelerator.backward(nn.functional.cross_entropy(model(inputs), labels))
     with pytest.raises(RuntimeError, match="an ascent is due"):
         optimizer.step()
+
+
+def test_script(capsys: pytest.CaptureFixture[str]) -> None:
+    """Kills: an example that does not run as it stands."""
+    EXAMPLE["main"]()
+    assert "'ascents': " in capsys.readouterr().out

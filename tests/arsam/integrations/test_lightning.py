@@ -197,3 +197,9 @@ def test_never_is_free() -> None:
     model = Free()
     fit(model)
     assert model.passes == STEPS
+
+
+def test_script(capsys: pytest.CaptureFixture[str]) -> None:
+    """Kills: an example that does not run as it stands."""
+    EXAMPLE["main"]()
+    assert "'ascents': " in capsys.readouterr().out

@@ -77,3 +77,9 @@ def test_clipping_matters() -> None:
         )
         weights.append([p.detach().clone() for p in model.parameters()])
     assert any(not torch.equal(x, y) for x, y in zip(*weights, strict=True))
+
+
+def test_script(capsys: pytest.CaptureFixture[str]) -> None:
+    """Kills: an example that does not run as it stands."""
+    EXAMPLE["main"]()
+    assert "'ascents': " in capsys.readouterr().out

@@ -157,3 +157,9 @@ def test_resumes(tmp_path: Path) -> None:
     for x, y in zip(whole.state_dict().values(), resumed.state_dict().values(), strict=True):
         assert torch.equal(x, y)
     assert rest.optimizer.optimizer.stats == trainer.optimizer.optimizer.stats
+
+
+def test_script(capsys: pytest.CaptureFixture[str]) -> None:
+    """Kills: an example that does not run as it stands."""
+    EXAMPLE["main"]()
+    assert "'ascents': " in capsys.readouterr().out
