@@ -64,6 +64,35 @@ def test_stands_for_what_is_missing_only(tmp_path: Path, monkeypatch: pytest.Mon
     assert COCO == "the real one"
 
 
+def test_evaluates_by_the_sigmas_of_mmpose() -> None:
+    """Kills: pycocotools' own sigmas for a data set that has others, a kind of evaluation that it does not have."""
+    from pycocotools.coco import COCO
+    from xtcocotools.cocoeval import COCOeval
+
+    keypoints = [x for k in range(17) for x in (20.0 + 5 * k, 30.0 + 3 * k, 2)]
+    person = {"id": 1, "image_id": 1, "category_id": 1, "area": 6400.0, "bbox": [10, 20, 100, 64], "iscrowd": 0}
+    gt = COCO()
+    gt.dataset = {
+        "info": {},
+        "images": [{"id": 1}],
+        "categories": [{"id": 1}],
+        "annotations": [{**person, "keypoints": keypoints, "num_keypoints": 17}],
+    }
+    gt.createIndex()
+    shifted = [x + 3.0 if i % 3 == 0 else x for i, x in enumerate(keypoints)]
+    dt = gt.loadRes([{"image_id": 1, "category_id": 1, "keypoints": shifted, "score": 1.0}])
+    scores = []
+    for sigmas in (None, [0.5] * 17, [0.005] * 17):
+        evaluation = COCOeval(gt, dt, "keypoints", sigmas, True)
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+        scores.append(evaluation.stats[0])
+    assert scores[1] == pytest.approx(1.0) and 0.0 < scores[0] < 1.0 and scores[2] == 0.0
+    with pytest.raises(NotImplementedError, match="xtcocotools"):
+        COCOeval(gt, dt, "keypoints_crowd", None, True)
+
+
 class _Getattr:
     """Pickles as getattr(owner, name)."""
 
