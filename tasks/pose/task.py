@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tasks import checkpoint
+from tasks import checkpoint, distributed
 from tasks.base import Batch, UserError
 from tasks.config import data_path
 from tasks.pose import evaluate, sample, transforms
@@ -133,6 +133,7 @@ class PoseTask:
             indices.append(batch["index"].cpu().numpy())
             joints.append(keypoints)
             joint_scores.append(scores)
+        indices, joints, joint_scores = (distributed.gathered(found) for found in (indices, joints, joint_scores))
         seen = [people[i] for i in np.concatenate(indices)]
         boxes = [transforms.box_to_centre(person.box) for person in seen]
         centres = np.stack([centre for centre, _ in boxes])[:, None]
