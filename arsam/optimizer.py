@@ -319,7 +319,8 @@ class ARSAM(Optimizer):
 
         Args:
             closure: zeroes the gradients, runs forward and backward, returns the loss. Run once on one-pass steps, twice
-                on ascent steps. May be left out when no ascent is due, or after `perturb`.
+                on ascent steps; a closure that uses `perturb` by itself is run once. May be left out when no ascent is due,
+                or after `perturb`.
 
         Called by ``scaler.step(optimizer)``, a step whose gradient is inf or NaN in either pass is left out: weights, base
         state, schedule and kept vector stay as they were.
@@ -385,7 +386,7 @@ class ARSAM(Optimizer):
         try:
             with torch.enable_grad(), no_sync() if own else nullcontext():
                 loss = closure()
-            if self.due:
+            if self._pending is None and self.due:  # a closure that used perturb() has run both passes by itself
                 with self.perturb(), torch.enable_grad():
                     closure()
         finally:

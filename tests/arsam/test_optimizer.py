@@ -593,3 +593,26 @@ def test_no_host_sync_on_one_pass_steps() -> None:
             optimizer.step(closure)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+def test_a_closure_that_perturbs_has_done_both_passes() -> None:
+    """Kills: a second ascent on top of the closure's own, a pending ascent that is thrown away."""
+    model, loss_of = problem()
+    other = copy.deepcopy(model)
+    settings = {"rho": 0.3, "reuse": reuse.Decayed(0.5, 3)}
+    optimizer = ARSAM(SGD(model.parameters(), lr=0.1, momentum=0.9), sampling=sampling.Periodic(3), **settings)  # type: ignore[arg-type]
+    plain = ARSAM(SGD(other.parameters(), lr=0.1, momentum=0.9), sampling=sampling.Periodic(3), **settings)  # type: ignore[arg-type]
+    closure, inner = closure_of(plain, other, loss_of), closure_of(optimizer, model, loss_of)
+
+    def both() -> Tensor:
+        loss = inner()
+        if optimizer.due:
+            with optimizer.perturb():
+                inner()
+        return loss
+
+    for _ in range(8):
+        assert torch.equal(optimizer.step(both), plain.step(closure))
+    assert_same(model, other)
+    assert inner.calls == closure.calls == 11  # type: ignore[attr-defined]
+    assert optimizer.stats == plain.stats

@@ -1,0 +1,205 @@
+"""Lightning against a plain loop, and what Lightning does to an ARSAM that it is given as it is."""
+
+from __future__ import annotations
+
+import runpy
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
+
+from arsam import ARSAM, sampling, scaled_step
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    pytest.importorskip("lightning", reason="lightning is not installed; pip install '.[loops]'")
+    from lightning.pytorch import LightningModule, Trainer
+    from lightning.pytorch.plugins import MixedPrecision
+
+    EXAMPLE = runpy.run_path(str(Path(__file__).parents[3] / "examples" / "lightning_trainer.py"))
+
+pytestmark = pytest.mark.filterwarnings("default")
+
+STEPS = 12
+PRECISIONS = ["32-true", "bf16-mixed", "16-mixed"]
+
+
+class Watched(EXAMPLE["Digits"]):  # type: ignore[misc]
+    """The example's module with its passes counted and its logged losses kept."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        super().__init__()
+        self.passes = 0
+        self.losses: list[float] = []
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        self.passes += 1
+        return super().training_step(batch, batch_idx)
+
+    def on_train_batch_end(self, outputs: Any, *args: Any) -> None:
+        self.losses.append(outputs["loss"].item())
+
+
+class Plain(Watched):
+    """Without what SharpnessAware does."""
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        LightningModule.optimizer_step(self, *args, **kwargs)
+
+
+def fit(model: Any, precision: str = "32-true", steps: int = STEPS, checkpoint: str | None = None, **settings: Any) -> Trainer:
+    plugins = []
+    if precision == "16-mixed":  # Lightning takes bfloat16 instead on a CPU, unless it is given the plugin
+        plugins = [MixedPrecision("16-mixed", device="cpu", scaler=GradScaler("cpu", init_scale=2.0**10))]
+    settings = {"enable_checkpointing": False, **settings}
+    trainer = Trainer(
+        max_steps=steps,
+        accelerator="cpu",
+        precision=None if plugins else precision,  # type: ignore[arg-type]
+        plugins=plugins,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **settings,
+    )
+    trainer.fit(model, EXAMPLE["loader"](), ckpt_path=checkpoint, weights_only=True if checkpoint else None)
+    return trainer
+
+
+def by_hand(precision: str, clip: float | None = None) -> tuple[Any, list[float], ARSAM]:
+    """The same training in a loop of one's own: (model, losses of the first passes, optimizer)."""
+    model = Watched()
+    optimizer = model.configure_optimizers()
+    scaler = GradScaler("cpu", init_scale=2.0**10, enabled=precision == "16-mixed")
+    dtype = {"32-true": torch.float32, "bf16-mixed": torch.bfloat16, "16-mixed": torch.half}[precision]
+    losses = []
+    for (inputs, labels), _ in zip(EXAMPLE["loader"](), range(STEPS), strict=False):
+
+        def closure(inputs: Tensor = inputs, labels: Tensor = labels) -> Tensor:
+            optimizer.zero_grad()
+            with torch.autocast("cpu", dtype, enabled=precision != "32-true", cache_enabled=False):
+                loss = nn.functional.cross_entropy(model.net(inputs), labels)
+            scaler.scale(loss).backward()  # type: ignore[union-attr]
+            return loss
+
+        losses.append(scaled_step(optimizer, closure, scaler).item())
+    return model, losses, optimizer
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_equals_the_plain_loop(precision: str) -> None:
+    """Kills: a second pass on every step or none, running statistics that move, the loss of the second pass reported."""
+    model = Watched()
+    trainer = fit(model, precision)
+    other, losses, optimizer = by_hand(precision)
+    for (name, x), y in zip(model.state_dict().items(), other.state_dict().values(), strict=True):
+        assert torch.equal(x, y), name
+    assert trainer.optimizers[0].stats == optimizer.stats  # type: ignore[attr-defined]
+    assert model.passes == STEPS + optimizer.stats["ascents"] == STEPS + 3
+    assert trainer.global_step == STEPS
+    assert model.losses == losses
+    assert trainer.callback_metrics["loss_epoch"].item() == pytest.approx(sum(losses) / STEPS, rel=1e-5)
+
+
+def test_as_it_is_it_trains_and_reports_the_wrong_loss() -> None:
+    """The broken variant: the weights are right, what Lightning says of the run is not."""
+    model = Plain()
+    trainer = fit(model)
+    other, losses, _ = by_hand("32-true")
+    assert torch.equal(model.net[0].weight, other.net[0].weight)
+    assert model.losses != losses and model.losses[1] == losses[1]
+    assert trainer.callback_metrics["loss_epoch"].item() != pytest.approx(sum(losses) / STEPS, rel=1e-5)
+
+
+def test_as_it_is_it_cannot_scale_losses() -> None:
+    """The broken variant: the first ascent under 16-mixed is an error, not a step without ascent."""
+    with pytest.raises(RuntimeError, match="step\\(\\) was called without a closure"):
+        fit(Plain(), "16-mixed")
+
+
+def test_accumulation_is_refused() -> None:
+    """Kills: a second pass over the last of the accumulated batches alone, which is what the broken variant does."""
+    with pytest.raises(ValueError, match="accumulate_grad_batches must be 1"):
+        fit(Watched(), accumulate_grad_batches=2)
+    silent = Plain()
+    fit(silent, accumulate_grad_batches=2, steps=1)
+    assert silent.passes == 3  # two batches, and one of them again
+
+
+def test_clips_once_and_hooks_run_once() -> None:
+    """Kills: clipping of g before PSF is taken from it, the hooks of a step run per pass."""
+
+    class Hooked(Watched):
+        before_step = 0
+
+        def on_before_optimizer_step(self, optimizer: Any) -> None:
+            self.before_step += 1
+
+    class HookedPlain(Plain):
+        before_step = 0
+
+        def on_before_optimizer_step(self, optimizer: Any) -> None:
+            self.before_step += 1
+
+    model, broken = Hooked(), HookedPlain()
+    fit(model, gradient_clip_val=1e-3)
+    assert model.before_step == STEPS
+    fit(broken, gradient_clip_val=1e-3)
+    assert broken.before_step == STEPS + 3
+    assert not torch.equal(model.net[0].weight, broken.net[0].weight)
+    with pytest.raises(RuntimeError, match="does not allow for gradient clipping"):
+        fit(Watched(), "16-mixed", gradient_clip_val=1e-3)
+
+
+def test_resumes(tmp_path: Path) -> None:
+    """Kills: a checkpoint without PSF or counters."""
+    whole = Watched()
+    first = Watched()
+    fit(whole, steps=-1, max_epochs=2)
+    trainer = fit(first, steps=-1, max_epochs=1)
+    trainer.save_checkpoint(tmp_path / "half.ckpt")
+    resumed = Watched()
+    fit(resumed, steps=-1, max_epochs=2, checkpoint=str(tmp_path / "half.ckpt"))
+    assert resumed.losses == whole.losses[28:]
+    state = torch.load(tmp_path / "half.ckpt", weights_only=True)
+    assert state["optimizer_states"][0]["arsam"]["kept"]
+    state["optimizer_states"][0]["arsam"]["kept"] = {}
+    torch.save(state, tmp_path / "broken.ckpt")
+    broken = Watched()
+    fit(broken, steps=-1, max_epochs=2, checkpoint=str(tmp_path / "broken.ckpt"))
+    assert broken.losses != whole.losses[28:]
+
+
+def test_other_optimizers_pass_through() -> None:
+    """Kills: a module that trains with ARSAM only."""
+
+    class Other(Watched):
+        def configure_optimizers(self) -> Any:
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    model = Other()
+    fit(model, accumulate_grad_batches=2, steps=3)
+    assert model.passes == 6
+
+
+def test_never_is_free() -> None:
+    """Kills: a second pass where no ascent is due."""
+
+    class Free(Watched):
+        def configure_optimizers(self) -> Any:
+            return ARSAM(torch.optim.SGD(self.parameters(), lr=0.1), sampling=sampling.Never())
+
+    model = Free()
+    fit(model)
+    assert model.passes == STEPS
+
+
+def test_script(capsys: pytest.CaptureFixture[str]) -> None:
+    """Kills: an example that does not run as it stands."""
+    EXAMPLE["main"]()
+    assert "'ascents': " in capsys.readouterr().out
