@@ -12,7 +12,7 @@ setup: $(VENV)/installed  ## virtual environment with everything
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[tasks,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[tasks,dev,loops]'
 	@touch $@
 
 format: setup  ## format and sort imports
