@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 
 from tasks.base import UserError
 from tasks.pose import transforms
-from tasks.pose.codec import Heatmap
+from tasks.pose.codec import Codec
 from tasks.pose.transforms import Augmentation
 
 cv2.setNumThreads(0)  # the loader's processes are the parallelism; threads inside each fight for the same cores
@@ -142,7 +142,7 @@ class PoseData(Dataset[dict[str, Tensor]]):
         augmentation: None for evaluation.
     """
 
-    def __init__(self, people: list[Person], codec: Heatmap, augmentation: Augmentation | None = None) -> None:
+    def __init__(self, people: list[Person], codec: Codec, augmentation: Augmentation | None = None) -> None:
         self.people = people
         self._codec = codec
         self._augmentation = augmentation

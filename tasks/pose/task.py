@@ -16,7 +16,7 @@ from tasks import checkpoint
 from tasks.base import Batch, UserError
 from tasks.config import data_path
 from tasks.pose import evaluate, sample, transforms
-from tasks.pose.codec import Heatmap
+from tasks.pose.codec import Codec, Heatmap
 from tasks.pose.data import MIRRORED, Person, PoseData, annotated_people, detected_people, read_json
 from tasks.pose.model import HeatmapHRNet
 from tasks.pose.transforms import Augmentation
@@ -30,21 +30,18 @@ _STD = torch.tensor([58.395, 57.12, 57.375]).view(3, 1, 1)
 
 @dataclass(frozen=True)
 class PoseTask:
-    """Learn heatmaps of 17 joints, and measure COCO's AP.
+    """Learn to find 17 joints, and measure COCO's AP.
 
     Args:
         root: folder in COCO's layout (annotations/person_keypoints_{train,val}2017.json, train2017/, val2017/), or
             "sample" for drawn people.
         limit: the first N people of each split; None: all.
         detections: COCO detection-results JSON whose boxes are evaluated in place of the annotated ones.
-        codec: heatmap codec; sets the crop's size.
-        network: called without arguments, returns the network.
+        codec: Heatmap or SimCC; sets the crop's size and the loss.
+        network: called with the codec, returns the network.
         weights: file with the backbone's ImageNet weights, a timm state_dict; None trains from scratch.
         augmentation: of the training crops.
-        flip_test: average the heatmaps of the crop and of its mirror image.
-        shift_heatmap: move the mirror image's heatmaps one cell to the right before. A joint at x is at w - 1 - x in the
-            mirror, which is no whole number of cells away: without the shift, flipping moves the average 3/8 of a cell to
-            the left; with it, 1/8 to the right. On as in mmpose's HRNet configs.
+        flip_test: average the predictions for the crop and for its mirror image.
         score_threshold: of joints that count in a person's score.
         nms_threshold: OKS above which the lower-scored of two poses is dropped.
     """
@@ -52,12 +49,11 @@ class PoseTask:
     root: str = "data/coco"
     limit: int | None = None
     detections: str | None = None
-    codec: Heatmap = Heatmap()
+    codec: Codec = Heatmap()
     network: Callable[..., nn.Module] = partial(HeatmapHRNet)
     weights: str | None = None
     augmentation: Augmentation = Augmentation()
     flip_test: bool = True
-    shift_heatmap: bool = True
     score_threshold: float = 0.2
     nms_threshold: float = 0.9
 
@@ -100,7 +96,7 @@ class PoseTask:
 
     def build(self) -> nn.Module:
         """The network, with the backbone's weights where a file is named."""
-        network = self.network()
+        network = self.network(codec=self.codec)
         if self.weights is not None:
             path = Path(self.weights)
             weights = checkpoint.load(path)
@@ -114,9 +110,8 @@ class PoseTask:
         return list(model.parameters())
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Mean squared error over all cells of all heatmaps; those of joints without a weight count as 0."""
-        heatmaps = model(_normalised(batch["image"])).float()
-        return ((heatmaps - batch["target"]).square() * batch["weight"][:, :, None, None]).mean()
+        """The codec's loss."""
+        return self.codec.loss(model(_normalised(batch["image"])).float(), batch["target"], batch["weight"])
 
     def evaluate(self, model: nn.Module, batches: Iterable[Batch]) -> dict[str, float]:
         """COCO's ten figures."""
@@ -128,8 +123,8 @@ class PoseTask:
         """COCO keypoint results of the people, whose crops come in batches."""
         indices, joints, joint_scores = [], [], []
         for batch in batches:
-            heatmaps = self._heatmaps(model, _normalised(batch["image"]))
-            keypoints, scores = self.codec.decode(heatmaps.float().cpu().numpy())
+            prediction = self._prediction(model, _normalised(batch["image"]))
+            keypoints, scores = self.codec.decode(prediction.float().cpu().numpy())
             indices.append(batch["index"].cpu().numpy())
             joints.append(keypoints)
             joint_scores.append(scores)
@@ -147,14 +142,12 @@ class PoseTask:
             nms_threshold=self.nms_threshold,
         )
 
-    def _heatmaps(self, model: nn.Module, images: Tensor) -> Tensor:
-        heatmaps = model(images)
+    def _prediction(self, model: nn.Module, images: Tensor) -> Tensor:
+        prediction = model(images)
         if not self.flip_test:
-            return heatmaps
-        mirrored = model(images.flip(3)).flip(3)[:, torch.from_numpy(MIRRORED).to(images.device)]
-        if self.shift_heatmap:
-            mirrored = torch.cat([mirrored[..., :1], mirrored[..., :-1]], dim=3)
-        return (heatmaps + mirrored) / 2
+            return prediction
+        mirrored = self.codec.unmirror(model(images.flip(3)))[:, torch.from_numpy(MIRRORED).to(images.device)]
+        return (prediction + mirrored) / 2
 
 
 def _normalised(images: Tensor) -> Tensor:
