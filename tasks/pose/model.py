@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import timm
@@ -79,17 +78,17 @@ class SimCCNet(nn.Module):
     """A backbone, one small map per joint, and a linear classifier per axis that all joints share (arXiv 2107.03332).
 
     Args:
-        backbone: called without arguments: a partial of `resnet` or `hrnet`.
-        deconvs: channels of the 4x4 deconvolutions before the maps, each of which doubles the resolution (arXiv
-            1804.06208); mmpose has three of 256 on ResNets and none on HRNet.
         codec: sets the crop's size and the bins.
+        backbone: called without arguments: `resnet`, `hrnet` or a partial of one.
+        deconvs: channels of the 4x4 deconvolutions before the maps, each of which doubles the resolution (arXiv
+            1804.06208): three of 256 on ResNets in mmpose, none needed on HRNet.
     """
 
     def __init__(
         self,
-        backbone: Callable[..., nn.Module] = partial(resnet),
+        codec: SimCC,
+        backbone: Callable[..., nn.Module] = resnet,
         deconvs: tuple[int, ...] = (256, 256, 256),
-        codec: SimCC = SimCC(),
     ) -> None:
         super().__init__()
         self.backbone: Any = backbone()
