@@ -174,7 +174,7 @@ def test_simcc_of_a_mirrored_crop() -> None:
     keypoints = np.array([[20.0, 100.0], [60.5, 3.0]], dtype=np.float32)
     target, _ = codec.encode((keypoints * [-1, 1] + [95, 0]).astype(np.float32), np.ones(2, bool))
     decoded, _ = codec.decode(codec.unmirror(torch.from_numpy(target)[None]).numpy())
-    np.testing.assert_allclose(decoded[0], keypoints + [0.5, 0.0])
+    np.testing.assert_allclose(decoded[0], keypoints + np.array([0.5, 0.0]))
 
 
 def test_bad_simcc_settings() -> None:
