@@ -1,8 +1,9 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+MMPOSE := .venv-mmpose
 
-.PHONY: help setup format check test test-slow mutants bench demo clean
+.PHONY: help setup format check test test-slow test-mmpose mmpose mutants bench demo clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -29,6 +30,18 @@ test: setup  ## the test suite
 test-slow: setup  ## what takes minutes: 69 timm models through the fake-quant core
 	$(BIN)/python -m pytest -m slow
 
+mmpose: $(MMPOSE)/installed  ## mmpose 1.3.2 beside today's torch, in a virtual environment of its own
+
+$(MMPOSE)/installed: pyproject.toml
+	$(PYTHON) -m venv $(MMPOSE)
+	$(MMPOSE)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[mmpose,tasks]' 'pytest>=8.2' pytest-xdist
+	$(MMPOSE)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps mmpose==1.3.2
+	$(MMPOSE)/bin/python -m arsam.integrations.mmpose_standins
+	@touch $@
+
+test-mmpose: mmpose  ## ARSAM inside OpenMMLab's loop
+	$(MMPOSE)/bin/python -m pytest -m mmpose tests/arsam/integrations
+
 mutants: setup  ## break the optimizer in known ways; each must be killed by its test
 	$(BIN)/python tests/mutants.py
 
@@ -41,4 +54,4 @@ demo: setup  ## train a small pose network on drawn people, and evaluate its che
 	$(BIN)/python tools/eval.py configs/pose/hrnet_arsam.py --sample --checkpoint runs/demo/best.pt
 
 clean:  ## remove the virtual environment and caches
-	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(MMPOSE) build *.egg-info .pytest_cache .ruff_cache .hypothesis
