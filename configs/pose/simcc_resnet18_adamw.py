@@ -25,10 +25,11 @@ task = PoseTask(
 config = Config(
     task=task,
     optimizer=partial(AdamW, lr=1e-3, weight_decay=1e-2),
-    schedule=partial(cosine, warmup=200),
-    epochs=16,
+    schedule=partial(cosine, warmup=100),
+    epochs=10,
     batch_size=32,
     num_workers=1,
+    eval_every=2,
 )
 
 sample = replace(
