@@ -24,7 +24,7 @@ task = PoseTask(
 )
 config = Config(
     task=task,
-    optimizer=partial(AdamW, lr=1e-3, weight_decay=1e-2),
+    optimizer=partial(AdamW, lr=3e-3, weight_decay=1e-2),
     schedule=partial(cosine, warmup=100),
     epochs=10,
     batch_size=32,
