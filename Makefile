@@ -40,7 +40,7 @@ $(MMPOSE)/installed: pyproject.toml
 	@touch $@
 
 test-mmpose: mmpose  ## ARSAM inside OpenMMLab's loop
-	$(MMPOSE)/bin/python -m pytest -m mmpose tests/arsam/integrations
+	$(MMPOSE)/bin/python -m pytest -m mmpose
 
 mutants: setup  ## break the optimizer in known ways; each must be killed by its test
 	$(BIN)/python tests/mutants.py

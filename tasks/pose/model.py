@@ -1,4 +1,4 @@
-"""Top-down pose networks: timm's backbones with a head for each codec.
+"""Top-down pose networks: timm's backbones with a head for each codec. They also load state_dicts of mmpose's.
 
 # B batch, K keypoints, h w crop, W H bins of SimCC
 """
@@ -13,6 +13,7 @@ import torch
 from timm.models.hrnet import cfg_cls
 from torch import Tensor, nn
 
+from tasks.pose import mmpose
 from tasks.pose.codec import Heatmap, SimCC
 from tasks.pose.data import KEYPOINTS
 
@@ -68,6 +69,7 @@ class HeatmapHRNet(nn.Module):
         self.backbone: Any = hrnet(variant, widths, modules, blocks)
         self.head = nn.Conv2d(self.backbone.feature_info.channels()[0], len(KEYPOINTS), 1)
         _from_scratch(self)
+        self.register_load_state_dict_pre_hook(mmpose.rename)
 
     def forward(self, image: Tensor) -> Tensor:
         """Heatmaps [B, K, h / 4, w / 4] of normalised crops [B, 3, h, w]."""
@@ -105,6 +107,7 @@ class SimCCNet(nn.Module):
         for classifier in (self.columns, self.rows):
             nn.init.normal_(classifier.weight, std=0.01)
             nn.init.zeros_(classifier.bias)
+        self.register_load_state_dict_pre_hook(mmpose.rename)
 
     def forward(self, image: Tensor) -> Tensor:
         """Logits [B, K, W + H] of normalised crops [B, 3, h, w]."""
