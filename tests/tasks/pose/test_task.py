@@ -172,6 +172,7 @@ def test_every_parameter_gets_a_gradient() -> None:
     ("backbone", "deconvs"),
     [
         (partial(resnet, "resnet18"), (32, 32)),
+        (partial(resnet, "resnet18", stages=3), (32,)),
         (partial(resnet, "resnet18"), ()),
         (partial(hrnet, widths=(4, 8, 8, 8), modules=(1, 1, 1), blocks=1), ()),
     ],
@@ -184,6 +185,18 @@ def test_simcc_networks(backbone: Any, deconvs: tuple[int, ...]) -> None:
     assert logits.shape == (2, 17, 192 + 256)
     logits.square().mean().backward()
     assert all(p.grad is not None for p in model.parameters())
+
+
+@pytest.mark.parametrize(("x", "y"), [(2, 5), (7, 0), (0, 7)])
+def test_simcc_starts_as_a_heatmap(x: int, y: int) -> None:
+    """A lone cell of the maps is found where it lies. Kills: rows read as columns, bins off by a cell."""
+    codec = SimCC((64, 48), sigma=2.0)
+    model = SimCCNet(codec, partial(resnet, "resnet18", stages=3), (4,))
+    maps = torch.zeros(1, 17, 6, 8)
+    maps[:, :, min(y, 5), x] = 1.0
+    flat = maps.flatten(2)
+    found, _ = codec.decode(torch.cat([model.columns(flat), model.rows(flat)], dim=2).detach().numpy())
+    assert np.abs(found[0, 0] - [8 * x + 4, 8 * min(y, 5) + 4]).max() <= 0.5 + 4 * (x in (0, 7) or y in (0, 7))
 
 
 def test_simcc_learns_one_batch(root: Path) -> None:
