@@ -28,7 +28,7 @@ config = Config(
     task=task,
     optimizer=partial(AdamW, lr=3e-3, weight_decay=1e-2),
     schedule=partial(cosine, warmup=100),
-    epochs=10,
+    epochs=16,
     batch_size=32,
     num_workers=1,
     eval_every=2,
