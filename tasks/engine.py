@@ -139,7 +139,7 @@ def train(config: Config, out: Path, *, device: torch.device, resume: bool = Fal
                 metrics.write(line)
                 text = "epoch {epoch:3d}  loss {loss:.5g}  passes/step {passes_per_step:.2f}  {images_per_second:.0f} images/s"
                 if epoch % config.eval_every == 0 or epoch == config.epochs:
-                    last = evaluate(config, evaluated, device)
+                    last = evaluate(config, evaluated, device, out)
                     metrics.write({"epoch": epoch, "step": state.step, "metrics": last})
                     text += f"  {task.metric} {last[task.metric]:.4f}"
                 bar.write(text.format(**line)) if not bar.disable else print(text.format(**line), flush=True)
@@ -170,8 +170,8 @@ def train(config: Config, out: Path, *, device: torch.device, resume: bool = Fal
     return result
 
 
-def evaluate(config: Config, model: nn.Module, device: torch.device) -> dict[str, float]:
-    """The task's metrics over its "val" split; the model is left in the mode it came in."""
+def evaluate(config: Config, model: nn.Module, device: torch.device, out: Path | None = None) -> dict[str, float]:
+    """The task's metrics over its "val" split, its pictures in `out`; the model is left in the mode it came in."""
     data = config.task.dataset("val")
     keys = [(0, index) for index in range(len(data))]  # type: ignore[arg-type]
     loader = _loader(Seeded(data, config.seed), config, device, batch_size=config.batch_size, sampler=keys)
@@ -179,7 +179,7 @@ def evaluate(config: Config, model: nn.Module, device: torch.device) -> dict[str
     model.eval()
     try:
         with torch.no_grad(), _autocast(config, device):
-            return config.task.evaluate(model, (_moved(batch, device) for batch in loader))
+            return config.task.evaluate(model, (_moved(batch, device) for batch in loader), out)
     finally:
         model.train(training)
 

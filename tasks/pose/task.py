@@ -10,17 +10,20 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from tasks import checkpoint
+from tasks import checkpoint, log
 from tasks.base import Batch, UserError
 from tasks.config import data_path
-from tasks.pose import evaluate, sample, transforms
+from tasks.pose import draw, evaluate, sample, transforms
 from tasks.pose.codec import Codec, Heatmap
-from tasks.pose.data import MIRRORED, Person, PoseData, annotated_people, detected_people, read_json
+from tasks.pose.data import MIRRORED, Person, PoseData, annotated_people, detected_people, read_json, read_picture
 from tasks.pose.model import HeatmapHRNet
 from tasks.pose.transforms import Augmentation
 
+_TILE = (192, 256)  # of a contact sheet
+_WHOLE = 6  # labelled joints of a person who may stand on it, if there is one
 SAMPLE = "sample"  # the root that stands for the drawn people
 
 # ImageNet's mean and standard deviation in RGB, 0 to 255
@@ -44,6 +47,7 @@ class PoseTask:
         flip_test: average the predictions for the crop and for its mirror image.
         score_threshold: of joints that count in a person's score.
         nms_threshold: OKS above which the lower-scored of two poses is dropped.
+        soft_nms: lower the scores of near copies instead of dropping them; nms_threshold is then the decay's.
     """
 
     root: str = "data/coco"
@@ -56,6 +60,7 @@ class PoseTask:
     flip_test: bool = True
     score_threshold: float = 0.2
     nms_threshold: float = 0.9
+    soft_nms: bool = False
 
     name = "pose"
     metric = "AP"
@@ -69,10 +74,14 @@ class PoseTask:
         people, _ = self._people(split)
         return PoseData(people, self.codec, self.augmentation if split == "train" else None)
 
+    def _files(self, split: str) -> tuple[Path, Path]:
+        """The annotation file and the folder of pictures of a split."""
+        root = sample.written() if self.root == SAMPLE else data_path(self.root)
+        return root / f"annotations/person_keypoints_{split}2017.json", root / f"{split}2017"
+
     def _people(self, split: str) -> tuple[list[Person], dict[str, Any]]:
         """The people of a split, and the ground truth that goes with them."""
-        root = sample.written() if self.root == SAMPLE else data_path(self.root)
-        source, pictures = root / f"annotations/person_keypoints_{split}2017.json", root / f"{split}2017"
+        source, pictures = self._files(split)
         how = "see README, section Data, for how to get COCO, or try --sample"
         annotations = read_json(source, how)
         if not isinstance(annotations, dict) or not {"images", "annotations"} <= annotations.keys():
@@ -81,7 +90,9 @@ class PoseTask:
             raise UserError(f"{pictures}: no such folder; {how}")
         if split == "val" and self.detections is not None:
             path = Path(self.detections)
-            people = detected_people(read_json(path, "task.detections is a COCO results file"), annotations, pictures)
+            people = detected_people(
+                read_json(path, "task.detections is a COCO results file"), annotations["images"], pictures, path
+            )
         else:
             people = annotated_people(annotations, pictures, source)
             if self.limit is not None:
@@ -113,11 +124,42 @@ class PoseTask:
         """The codec's loss."""
         return self.codec.loss(model(_normalised(batch["image"])).float(), batch["target"], batch["weight"])
 
-    def evaluate(self, model: nn.Module, batches: Iterable[Batch]) -> dict[str, float]:
-        """COCO's ten figures."""
+    def evaluate(self, model: nn.Module, batches: Iterable[Batch], out: Path | None = None) -> dict[str, float]:
+        """COCO's ten figures.
+
+        Into `out` go predictions.png, the worst and the best poses, and errors.png and errors.json, where the errors are.
+        """
         people, annotations = self._people("val")
         found = self.results(model, batches, people)
+        if out is not None:
+            report = evaluate.error_report(annotations, found)
+            log.write_json(out / "errors.json", report)
+            draw.error_picture(out / "errors.png", report)
+            draw.write(out / "predictions.png", self._worst_and_best(annotations, found))
         return evaluate.coco_figures(annotations, found)
+
+    def _worst_and_best(self, annotations: dict[str, Any], found: list[dict[str, Any]], count: int = 8) -> NDArray[np.uint8]:
+        """A contact sheet of the people whose poses are least and most like the annotated ones, which are drawn in white."""
+        _, pictures = self._files("val")
+        files = {image["id"]: pictures / image["file_name"] for image in annotations["images"]}
+        people, poses, oks = evaluate.matched(annotations, found)
+        whole = [i for i in np.argsort(oks) if people[i]["num_keypoints"] >= _WHOLE] or list(np.argsort(oks))
+        rows = []
+        for title, chosen in (("worst", whole[:count]), ("best", whole[::-1][:count])):
+            tiles = []
+            for i in chosen:
+                picture = read_picture(files[people[i]["image_id"]])
+                truth = np.array(people[i]["keypoints"], dtype=np.float64).reshape(-1, 3)
+                centre, extent = transforms.box_to_centre(np.array(people[i]["bbox"], dtype=np.float64))
+                matrix = transforms.affine(centre, transforms.fit_aspect(extent, _TILE), 0.0, _TILE)
+                tile = transforms.crop(picture, matrix, _TILE)
+                seen = np.where(truth[:, 2] > 0, 1.0, -1.0)
+                tile = draw.skeleton(tile, transforms.apply(matrix, truth[:, :2]), seen, thick=1.0, colour=draw.WHITE)
+                scores = np.where(truth[:, 2] > 0, np.maximum(poses[i, :, 2], 0.5), -1.0)  # unsure, yet to be seen
+                tile = draw.skeleton(tile, transforms.apply(matrix, poses[i, :, :2]), scores, thick=2.5)
+                tiles.append((f"OKS {oks[i]:.2f}", tile))
+            rows.append((f"{title} of {len(people)}; white: annotated", tiles))
+        return draw.contact_sheet(rows)
 
     def results(self, model: nn.Module, batches: Iterable[Batch], people: list[Person]) -> list[dict[str, Any]]:
         """COCO keypoint results of the people, whose crops come in batches."""
@@ -140,7 +182,16 @@ class PoseTask:
             extents.prod(axis=2)[:, 0],
             score_threshold=self.score_threshold,
             nms_threshold=self.nms_threshold,
+            soft_nms=self.soft_nms,
         )
+
+    def predict(self, model: nn.Module, people: list[Person], device: torch.device) -> list[dict[str, Any]]:
+        """COCO keypoint results of people in any pictures, one crop at a time."""
+        data = PoseData(people, self.codec)
+        batches = ({key: value[None].to(device) for key, value in data[i].items()} for i in range(len(data)))
+        model.eval()
+        with torch.no_grad():
+            return self.results(model, batches, people)
 
     def _prediction(self, model: nn.Module, images: Tensor) -> Tensor:
         prediction = model(images)

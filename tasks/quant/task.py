@@ -171,7 +171,7 @@ class QuantTask:
             loss = (1 - self.distill) * loss + self.distill * distance
         return loss
 
-    def evaluate(self, model: nn.Module, batches: Iterable[Batch]) -> dict[str, float]:
+    def evaluate(self, model: nn.Module, batches: Iterable[Batch], out: Path | None = None) -> dict[str, float]:
         """Top-1 and top-5 as shares, and the mean cross-entropy."""
         logits, labels = [], []
         for batch in batches:

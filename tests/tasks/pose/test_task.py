@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from tasks.base import UserError
-from tasks.pose import sample, transforms
+from tasks.pose import draw, sample, transforms
 from tasks.pose.codec import Codec, Heatmap, SimCC
 from tasks.pose.data import MIRRORED, Person, PoseData, annotated_people
 from tasks.pose.model import HeatmapHRNet, SimCCNet, hrnet, resnet
@@ -109,6 +109,50 @@ def test_detections(root: Path, tmp_path: Path) -> None:
     found = task.results(Oracle(annotated, CODEC), batches(data), data.people)
     assert len(found) == 12
     assert 0.5 < found[0]["score"] <= 0.9
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({}, "no person's box"),
+        ({"images": []}, "not a COCO results file"),
+        ([{"image_id": 1, "bbox": [0, 0, 9]}], "not a COCO results file"),
+        ([{"image_id": 1, "bbox": [0, 0, 9, 9]}], "KeyError 'score'"),
+        ([{"image_id": 1, "bbox": [0, 0, 9, 9], "score": 1, "category_id": 3}], "no person's box"),
+        ([{"image_id": 77, "bbox": [0, 0, 9, 9], "score": 1}], "no person's box"),
+    ],
+)
+def test_broken_detections(root: Path, tmp_path: Path, content: Any, message: str) -> None:
+    """The error names the file and the rule."""
+    file = tmp_path / "detections.json"
+    file.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=rf"detections\.json: .*{message}"):
+        PoseTask(root=str(root), codec=CODEC, detections=str(file)).dataset("val")
+
+
+def test_pictures_of_an_evaluation(root: Path, tmp_path: Path) -> None:
+    """With a folder, and the same figures. Kills: joints drawn in the picture's place of the crop's."""
+    task = PoseTask(root=str(root), codec=CODEC)
+    data = task.dataset("val")
+    oracle = Oracle(data, CODEC)
+    assert task.evaluate(oracle, batches(data), tmp_path) == task.evaluate(oracle, batches(data))
+    assert {file.name for file in tmp_path.iterdir()} == {"errors.json", "errors.png", "predictions.png"}
+    assert json.loads((tmp_path / "errors.json").read_text())["pck"] > 0.99
+    _, annotations = task._people("val")
+    found = task.results(oracle, batches(data), data.people)
+    sheet = task._worst_and_best(annotations, found, 3)
+    assert sheet.shape == (2 * (256 + 22), 3 * (192 + 3), 3)
+    moved = [{**pose, "keypoints": [v + 9 for v in pose["keypoints"]]} for pose in found]
+    white = [(task._worst_and_best(annotations, f, 3) == draw.WHITE).all(axis=2).sum() for f in (found, moved)]
+    assert white[0] < white[1] - 1000, "a true pose hides the truth"
+
+
+def test_predict(root: Path) -> None:
+    """People of any pictures, one by one: what `results` says of a split. Kills: crops of another box."""
+    task = PoseTask(root=str(root), codec=CODEC)
+    data = task.dataset("val")
+    oracle = Oracle(data, CODEC)
+    assert task.predict(oracle, data.people, torch.device("cpu")) == task.results(oracle, batches(data), data.people)
 
 
 def test_training_items(root: Path) -> None:
