@@ -144,7 +144,7 @@ def test_pictures_of_an_evaluation(root: Path, tmp_path: Path) -> None:
     assert sheet.shape == (2 * (256 + 22), 3 * (192 + 3), 3)
     moved = [{**pose, "keypoints": [v + 9 for v in pose["keypoints"]]} for pose in found]
     white = [(task._worst_and_best(annotations, f, 3) == draw.WHITE).all(axis=2).sum() for f in (found, moved)]
-    assert white[0] < white[1] - 1000, "a true pose hides the truth"
+    assert white[0] + 200 < white[1], "a true pose hides the truth"
 
 
 def test_predict(root: Path) -> None:
