@@ -41,6 +41,7 @@ class Progress:
     epoch_passes: int = 0
     epoch_seconds: float = 0.0
     seconds: float = 0.0  # spent in training steps, evaluation left out
+    waiting_seconds: float = 0.0  # of these, until a batch was there
     best: float | None = None
 
 
@@ -95,6 +96,7 @@ def train(config: Config, out: Path, *, device: torch.device, resume: bool = Fal
     with _interruptible() as interrupted, bar:
         clock = time.perf_counter()
         for cpu_batch in loader:
+            state.waiting_seconds += time.perf_counter() - clock
             batch = _moved(cpu_batch, device)
 
             def closure(batch: Batch = batch) -> Tensor:
@@ -162,6 +164,7 @@ def train(config: Config, out: Path, *, device: torch.device, resume: bool = Fal
         "passes_per_step": state.passes / state.step,
         "train_seconds": state.seconds,
         "images_per_second": state.step * batches.size / state.seconds,
+        "waiting": state.waiting_seconds / state.seconds,
         "peak_memory_mb": _peak_memory(device),
         "seed": config.seed,
         "config": name,

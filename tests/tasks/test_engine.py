@@ -63,7 +63,7 @@ def test_files_and_result(tmp_path: Path) -> None:
     assert {p.name for p in tmp_path.iterdir()} == FILES
     assert json.loads((tmp_path / "result.json").read_text()) == result
     assert set(result) == {
-        "task", "metrics", "steps", "ascents", "passes_per_step", "train_seconds", "images_per_second", "peak_memory_mb",
+        "task", "metrics", "steps", "ascents", "passes_per_step", "train_seconds", "images_per_second", "waiting", "peak_memory_mb",
         "seed", "config",
     }  # fmt: skip
     assert result["steps"] == 25
@@ -102,7 +102,7 @@ def test_interrupted_and_resumed_is_bitwise_the_same(tmp_path: Path, stop: int, 
     for name in ("last.pt", "best.pt"):
         a, b = weights(tmp_path / "whole", name), weights(tmp_path / "cut", name)
         assert_same({**a, "config": 0}, {**b, "config": 0})
-    timing = {"train_seconds", "images_per_second", "peak_memory_mb"}
+    timing = {"train_seconds", "images_per_second", "waiting", "peak_memory_mb"}
     assert {k: v for k, v in result.items() if k not in timing} == {k: v for k, v in expected.items() if k not in timing}
     lines = [untimed(log.read(tmp_path / name / "metrics.jsonl")) for name in ("whole", "cut")]
     assert lines[0] == lines[1]
