@@ -63,8 +63,8 @@ def test_files_and_result(tmp_path: Path) -> None:
     assert {p.name for p in tmp_path.iterdir()} == FILES
     assert json.loads((tmp_path / "result.json").read_text()) == result
     assert set(result) == {
-        "task", "metrics", "steps", "ascents", "passes_per_step", "train_seconds", "images_per_second", "waiting", "peak_memory_mb",
-        "seed", "config",
+        "task", "metrics", "steps", "ascents", "passes_per_step", "train_seconds", "images_per_second", "waiting",
+        "peak_memory_mb", "seed", "config",
     }  # fmt: skip
     assert result["steps"] == 25
     assert result["passes_per_step"] == 1 + result["ascents"] / 25
