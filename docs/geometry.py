@@ -76,7 +76,9 @@ def main() -> None:
         right.plot(at, y, "o", color="#ff4080")
         right.text(-2, y + 0.26, text, fontsize=9)
     right.axvline(x, color="#ff4080", linewidth=0.7, linestyle=":")
-    right.set(xlim=(-3, 23), ylim=(-0.5, 3.6), yticks=[], xlabel="pixels of a crop 24 wide; cells of 4, centred on 0, 4, 8, ...")
+    right.set(
+        xlim=(-3, 23), ylim=(-0.5, 3.6), yticks=[], xlabel="pixels of a crop 24 wide; cells of 4, centred on 0, 4, 8, ..."
+    )
     right.set_title("flip test: the average of the first row and the last")
     figure.savefig(HERE / "geometry.png", dpi=80)
 

@@ -25,8 +25,10 @@ class _Ignored:
         pass
 
 
-# mmengine writes its log beside the weights: buffers of numpy arrays. None of it is rebuilt, so that none of it can run.
+# mmengine writes its log beside the weights: buffers of numpy arrays, with their methods. None of it is rebuilt, so that
+# none of it can run.
 _BESIDE_WEIGHTS = (
+    "builtins.getattr",
     "mmengine.logging.history_buffer.HistoryBuffer",
     "numpy.ndarray",
     "numpy.dtype",

@@ -70,6 +70,11 @@ class HistoryBuffer:
 
     def __init__(self) -> None:
         self._log_history = np.arange(3.0)
+        self._statistics_methods = {"mean": HistoryBuffer.mean}
+
+    def mean(self) -> float:
+        """A method, which a pickle holds as getattr(HistoryBuffer, "mean")."""
+        return float(self._log_history.mean())
 
 
 class Evil:
@@ -84,6 +89,7 @@ def test_file_of_mmengine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     module: Any = types.ModuleType("mmengine.logging.history_buffer")
     module.HistoryBuffer = HistoryBuffer
     monkeypatch.setattr(HistoryBuffer, "__module__", module.__name__)
+    monkeypatch.setattr(HistoryBuffer.mean, "__module__", module.__name__)
     for name in ("mmengine", "mmengine.logging"):
         monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
     monkeypatch.setitem(sys.modules, module.__name__, module)
