@@ -10,8 +10,7 @@ import matplotlib.figure
 import numpy as np
 from matplotlib.patches import Polygon, Rectangle
 
-HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tasks.pose import draw, sample, transforms
 from tasks.pose.codec import Heatmap, SimCC
@@ -80,7 +79,7 @@ def main() -> None:
         xlim=(-3, 23), ylim=(-0.5, 3.6), yticks=[], xlabel="pixels of a crop 24 wide; cells of 4, centred on 0, 4, 8, ..."
     )
     right.set_title("flip test: the average of the first row and the last")
-    figure.savefig(HERE / "geometry.png", dpi=80)
+    figure.savefig(Path(__file__).with_name("geometry.png"), dpi=80)
 
 
 if __name__ == "__main__":
