@@ -14,6 +14,8 @@ References:
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -37,13 +39,28 @@ def global_norm(tensors: list[Tensor]) -> Tensor:
     norms = list(torch._foreach_norm(full)) if full else []
     norms += torch._foreach_norm(half, 2, torch.float32) if half else []
     device = tensors[0].device
-    return torch.stack([n.to(device) for n in norms]).square().sum().sqrt()
+    return _whole(torch.stack([n.to(device) for n in norms]).square().sum()).sqrt()
 
 
 def inner_product(xs: list[Tensor], ys: list[Tensor]) -> Tensor:
     """<x, y> over all pairs, in the dtype of x, 0-dim on the first tensor's device."""
-    products = [torch.vdot(x.flatten(), y.flatten().to(x.dtype)) for x, y in zip(xs, ys, strict=True)]
-    return torch.stack([p.to(products[0].device) for p in products]).sum()
+    products = [(x * y.to(x.dtype)).sum() for x, y in zip(xs, ys, strict=True)]
+    return _whole(torch.stack([p.to(products[0].device) for p in products]).sum())
+
+
+def _whole(scalar: Any) -> Tensor:
+    """The sum over all shards, where the tensors are sharded (DTensor); a plain tensor is whole."""
+    return scalar.full_tensor() if hasattr(scalar, "full_tensor") else scalar
+
+
+def copy_(xs: list[Tensor], ys: list[Tensor]) -> None:
+    """x_i <- y_i, in the storage of x_i; shard by shard where the tensors are sharded alike."""
+    # DTensor has no rule for this function
+    torch._foreach_copy_([_shard(x) for x in xs], [_shard(y) for y in ys])
+
+
+def _shard(x: Any) -> Tensor:
+    return x.to_local() if hasattr(x, "to_local") else x
 
 
 def add_scaled_(xs: list[Tensor], ys: list[Tensor], scale: Tensor) -> None:
@@ -95,5 +112,5 @@ def orthogonal_(gradients: list[Tensor], sam_gradients: list[Tensor]) -> None:
     along = inner_product(gradients, sam_gradients)
     coefficient = torch.where(square > 0, along / square, torch.zeros_like(square))
     projected = _scaled(gradients, -coefficient)
-    torch._foreach_copy_(gradients, sam_gradients)
+    copy_(gradients, sam_gradients)
     torch._foreach_add_(gradients, projected)

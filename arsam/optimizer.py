@@ -6,24 +6,38 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 
 from arsam import functional
 from arsam.reuse import Decayed, Reuse
-from arsam.sampling import Adaptive, Sampling
+from arsam.sampling import Adaptive, GradientNorm, Sampling
 from arsam.statistics import frozen_statistics
 
 _NO_ASCENT = (
     "an ascent is due on this step, and step() was called without a closure: pass a closure that zeroes the gradients,"
     " runs forward and backward and returns the loss, or run the second pass yourself inside `with optimizer.perturb():`"
     " before step() whenever `optimizer.due` is true"
+)
+_CLOSURE_UNDER_SCALER = (
+    "a GradScaler steps without a closure: use `arsam.scaled_step(optimizer, closure, scaler)`, or run the second pass"
+    " inside `with optimizer.perturb():` before `scaler.step(optimizer)`"
+)
+_SCALE_UNKNOWN = (
+    "the gradients were unscaled after the second pass, by a scale that the kept vector does not know: enter"
+    " `with optimizer.perturb(scaler):`"
+)
+_NORM_SCALED = (
+    "sampling.GradientNorm reads the gradient before it is unscaled, so its decisions would depend on the loss scale:"
+    " use `arsam.scaled_step(optimizer, closure, scaler)`"
 )
 
 
@@ -33,6 +47,7 @@ class _Ascent:
 
     kept: dict[Tensor, Tensor]
     norms: tuple[Tensor, Tensor] | None
+    scaled: bool  # still in units of the scaled loss, if a GradScaler is at work
 
 
 class ARSAM(Optimizer):
@@ -63,10 +78,15 @@ class ARSAM(Optimizer):
         reuse: what a one-pass step gets; None means `reuse.Decayed(0.7, horizon=6)`.
         model: module whose running statistics stand still during the second pass; None: nothing is frozen.
         eps: added to the global norm, > 0.
+        per_rank: under DistributedDataParallel, every rank perturbs by the gradient of its own share of the batch
+            (m-sharpness), which also saves the first pass its communication; by default all perturb alike. Needs ``model``
+            to be the DDP module. A loop that uses `perturb` runs the first pass of such a step under ``model.no_sync()``.
+
+    Where torch.distributed is initialised, building and loading are collective: rank 0's sampling seed and state hold for all.
 
     Raises:
         TypeError: base is no optimizer.
-        ValueError: rho or eps out of range.
+        ValueError: rho or eps out of range; per_rank with a model that has no ``no_sync``, or with `sampling.GradientNorm`.
 
     References:
         ARSAM, arXiv 2510.03763; vSAM, arXiv 2403.08821; SAM, arXiv 2010.01412; ASAM, arXiv 2102.11600.
@@ -83,8 +103,15 @@ class ARSAM(Optimizer):
     _reuses: int
     _age: int  # one-pass steps since the kept vectors were made
     _kept: dict[Tensor, Tensor]  # parameter -> kept vector, at least float32
+    per_rank: bool
     _pending: _Ascent | None  # made by perturb(), taken in by step()
     _perturbed: bool
+    _agreed: bool  # the ranks share one schedule
+    _loss_scale: float | None  # of the present gradient, where known
+    _norm_read: bool  # by the sampling rule, from a gradient whose scale was not known
+
+    # GradScaler then leaves the unscaling to step(), which has the kept vector to unscale too
+    _step_supports_amp_scaling = True
 
     def __init__(
         self,
@@ -96,6 +123,7 @@ class ARSAM(Optimizer):
         reuse: Reuse | None = None,
         model: nn.Module | None = None,
         eps: float = 1e-12,
+        per_rank: bool = False,
     ) -> None:
         if not isinstance(base, Optimizer):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise TypeError(f"base must be a torch.optim.Optimizer, got {type(base).__name__}")
@@ -103,6 +131,10 @@ class ARSAM(Optimizer):
             raise ValueError(f"rho must be >= 0, got {rho}")
         if not eps > 0:
             raise ValueError(f"eps must be > 0, got {eps}")
+        if per_rank and isinstance(sampling, GradientNorm):
+            raise ValueError("per_rank=True: ranks with their own gradients would decide apart by sampling.GradientNorm")
+        if per_rank and _ranks() > 1 and not hasattr(model, "no_sync"):
+            raise ValueError("per_rank=True needs model to be the DistributedDataParallel module")
         # Optimizer.__init__ would build groups and state of its own; __setstate__ is what torch runs on an optimizer that
         # already has them, after unpickling. It makes the hook tables and the profiling wrapper, and nothing else.
         self.__setstate__(
@@ -112,6 +144,7 @@ class ARSAM(Optimizer):
                 "reuse": reuse if reuse is not None else Decayed(),
                 "model": model,
                 "eps": eps,
+                "per_rank": per_rank,
                 "defaults": {**base.defaults, "rho": rho, "adaptive": adaptive},
                 "_steps": 0,
                 "_ascents": 0,
@@ -120,6 +153,9 @@ class ARSAM(Optimizer):
                 "_kept": {},
                 "_pending": None,
                 "_perturbed": False,
+                "_agreed": False,
+                "_loss_scale": None,
+                "_norm_read": False,
             }
         )
         for group in base.param_groups:
@@ -130,6 +166,16 @@ class ARSAM(Optimizer):
                 " parameters in float32 and use torch.autocast",
                 stacklevel=2,
             )
+        self._agree()
+
+    def _agree(self) -> None:
+        """Give all ranks rank 0's schedule, once."""
+        if self._agreed or _ranks() == 1:
+            return
+        state = [self.sampling.state_dict()]
+        dist.broadcast_object_list(state, src=0)
+        self.sampling.load_state_dict(state[0])
+        self._agreed = True
 
     def _complete(self, group: dict[str, Any]) -> None:
         group.setdefault("rho", self.defaults["rho"])
@@ -167,7 +213,8 @@ class ARSAM(Optimizer):
         return self.sampling.due(self._steps, self._gradient_norm)
 
     def _gradient_norm(self) -> Tensor:
-        return functional.global_norm([p.grad for p in self._parameters() if p.grad is not None])
+        self._norm_read = self._loss_scale is None
+        return functional.global_norm([p.grad for p in self._parameters() if p.grad is not None]) / (self._loss_scale or 1.0)
 
     def _parameters(self) -> list[Tensor]:
         return [p for group in self.param_groups for p in group["params"]]
@@ -178,12 +225,18 @@ class ARSAM(Optimizer):
         self.base.add_param_group(param_group)
 
     @contextmanager
-    def perturb(self) -> Generator[None]:
+    def perturb(self, scaler: GradScaler | None = None) -> Generator[None]:
         """Run the second pass of a loop that owns its backward.
 
         On entry w <- w + e by the present gradient, and the gradient is cleared; inside, accumulate the gradient of the
         same batch; on exit, also by an exception, w is restored bitwise in the same storage. The gradient is then g_s, which
         `step` takes as the update.
+
+        Both passes of a loop with a GradScaler go through ``scaler.scale(loss).backward()``; the direction of g is all that e
+        needs, and ``scaler.step(optimizer)`` unscales.
+
+        Args:
+            scaler: needed only if ``scaler.unscale_(optimizer)`` follows, for clipping; to be called after this block.
 
         Raises:
             RuntimeError: entered inside itself, or a gradient is sparse.
@@ -191,6 +244,7 @@ class ARSAM(Optimizer):
         if self._perturbed:
             raise RuntimeError("perturb() is already active; the weights can be perturbed once at a time")
         self._pending = None
+        self._agree()
         _ = self.due  # lets a rule that reads gradients see g, the one it decides by
         weights = [p for p in self._parameters() if p.grad is not None]
         gradients = {p: _owned(p) for p in weights}
@@ -200,6 +254,8 @@ class ARSAM(Optimizer):
         self._perturbed = True
         try:
             self._perturb_weights(gradients, saved)
+            if self.per_rank and (self.reuse.horizon != 0 or self.sampling.monitor):
+                _average(list(gradients.values()), getattr(self.model, "process_group", None))
             if self.reuse.horizon == 0:  # only the monitored gradients are needed after the second pass
                 gradients = dict(list(gradients.items())[len(gradients) - self.sampling.monitor :])
             with frozen_statistics(self.model):
@@ -208,9 +264,11 @@ class ARSAM(Optimizer):
             self._perturbed = False
             if saved:
                 with torch.no_grad():
-                    torch._foreach_copy_(weights[: len(saved)], saved)
+                    functional.copy_(weights[: len(saved)], saved)
             del saved
         self._pending = self._take_in(gradients)
+        if scaler is not None:
+            self._unscale(self._pending, 1 / scaler.get_scale())
 
     @torch.no_grad()
     def _perturb_weights(self, gradients: dict[Tensor, Tensor], saved: list[Tensor]) -> None:
@@ -242,10 +300,18 @@ class ARSAM(Optimizer):
             psf = [g_s - g for _, g, g_s in last]
             norms = functional.global_norm([g for _, g, _ in last]), functional.global_norm(psf)
         if self.reuse.horizon == 0 or not both:
-            return _Ascent({}, norms)
+            return _Ascent({}, norms, scaled=True)
         kept = [g.float() if g.dtype in functional.HALF else g for _, g, _ in both]
         self.reuse.keep_(kept, [g_s for _, _, g_s in both])
-        return _Ascent({p: x for (p, _, _), x in zip(both, kept, strict=True)}, norms)
+        return _Ascent({p: x for (p, _, _), x in zip(both, kept, strict=True)}, norms, scaled=True)
+
+    @torch.no_grad()
+    def _unscale(self, ascent: _Ascent, inverse: float) -> None:
+        for x in ascent.kept.values():
+            x.mul_(inverse)
+        if ascent.norms is not None:
+            ascent.norms = ascent.norms[0] * inverse, ascent.norms[1] * inverse
+        ascent.scaled = False
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -255,20 +321,26 @@ class ARSAM(Optimizer):
             closure: zeroes the gradients, runs forward and backward, returns the loss. Run once on one-pass steps, twice
                 on ascent steps. May be left out when no ascent is due, or after `perturb`.
 
+        Called by ``scaler.step(optimizer)``, a step whose gradient is inf or NaN in either pass is left out: weights, base
+        state, schedule and kept vector stay as they were.
+
         Returns:
             The loss of the first pass, at the unperturbed weights; None without a closure.
 
         Raises:
-            RuntimeError: an ascent is due, there is no closure, and `perturb` was not used; or a gradient is sparse.
+            RuntimeError: an ascent is due, there is no closure, and `perturb` was not used; a gradient is sparse; or a
+                GradScaler is used in a way that leaves a scale unknown.
         """
+        self._agree()
         loss = None
+        found_inf: Tensor | None = getattr(self, "found_inf", None)  # set, with grad_scale, by GradScaler.step
+        if found_inf is not None:
+            if closure is not None:
+                raise RuntimeError(_CLOSURE_UNDER_SCALER)
+            if not self._unscaled(found_inf, getattr(self, "grad_scale", None)):
+                return None
         if closure is not None:
-            self._pending = None
-            with torch.enable_grad():
-                loss = closure()
-            if self.due:
-                with self.perturb(), torch.enable_grad():
-                    closure()
+            loss = self._passes(closure)
         elif self._pending is None and self.due:
             raise RuntimeError(_NO_ASCENT)
         ascent, self._pending = self._pending, None
@@ -280,6 +352,44 @@ class ARSAM(Optimizer):
         self.sampling.update(self._steps, ascent is not None, ascent.norms if ascent is not None else None)
         self._steps += 1
         self._ascents += ascent is not None
+        return loss
+
+    @torch.no_grad()
+    def _unscaled(self, found_inf: Tensor, grad_scale: Tensor | None) -> bool:
+        """Bring the gradients and the pending ascent to the units of the loss; False if the step is to be left out."""
+        ascent, norm_read = self._pending, self._norm_read
+        self._norm_read = False
+        if norm_read:
+            raise RuntimeError(_NORM_SCALED)
+        if ascent is not None and ascent.scaled and grad_scale is None:
+            raise RuntimeError(_SCALE_UNKNOWN)
+        if float(found_inf):
+            self._pending = None
+            return False
+        if grad_scale is not None:
+            inverse = 1 / float(grad_scale)
+            for p in self._parameters():
+                if p.grad is not None:
+                    p.grad.mul_(inverse)
+            if ascent is not None and ascent.scaled:
+                self._unscale(ascent, inverse)
+        return True
+
+    def _passes(self, closure: Callable[[], Any], loss_scale: float | None = None) -> Any:
+        """The first pass and, if it is due, the second; returns the loss of the first."""
+        self._pending = None
+        # The ranks' own gradients are wanted only where they give the direction of an ascent.
+        own = self.per_rank and _ranks() > 1 and self.due
+        no_sync: Any = getattr(self.model, "no_sync", nullcontext)
+        self._loss_scale = loss_scale
+        try:
+            with torch.enable_grad(), no_sync() if own else nullcontext():
+                loss = closure()
+            if self.due:
+                with self.perturb(), torch.enable_grad():
+                    closure()
+        finally:
+            self._loss_scale = None
         return loss
 
     def _reuse_kept(self) -> None:
@@ -303,7 +413,7 @@ class ARSAM(Optimizer):
             "reuses": self._reuses,
             "age": self._age,
             "kept": {index[p]: x for p, x in self._kept.items()},
-            "rules": [type(self.sampling).__name__, type(self.reuse).__name__],
+            "rules": self._rules(),
             "sampling": self.sampling.state_dict(),
         }
         return state
@@ -320,16 +430,28 @@ class ARSAM(Optimizer):
                 " optimizer.base"
             )
         own = state_dict["arsam"]
-        rules = [type(self.sampling).__name__, type(self.reuse).__name__]
-        if own["rules"] != rules:
-            raise ValueError(f"the state was made with the rules {own['rules']}, this optimizer has {rules}")
+        self._check_rules(own["rules"])
         self.base.load_state_dict(state_dict)
+        self._load_own(own)
+
+    def _check_rules(self, rules: list[str]) -> None:
+        """Raise ValueError if a state made with these sampling and reuse rules is not for this optimizer."""
+        if rules != self._rules():
+            raise ValueError(f"the state was made with the rules {rules}, this optimizer has {self._rules()}")
+
+    def _rules(self) -> list[str]:
+        return [type(self.sampling).__name__, type(self.reuse).__name__]
+
+    def _load_own(self, own: dict[str, Any]) -> None:
+        """The part of a `state_dict` that is not the base optimizer's."""
         parameters = self._parameters()
         self._steps, self._ascents, self._reuses = own["steps"], own["ascents"], own["reuses"]
         self._age, self._pending = own["age"], None
         kept: dict[int, Tensor] = own["kept"]
         self._kept = {parameters[i]: x.detach().clone().to(parameters[i].device) for i, x in kept.items()}
         self.sampling.load_state_dict(deepcopy(own["sampling"]))
+        self._agreed = False
+        self._agree()
 
     def __getstate__(self) -> dict[str, Any]:
         # What the class declares: no hooks, and no wrapper that an LR scheduler put around step, as torch's optimizers do.
@@ -344,3 +466,17 @@ def _owned(parameter: Tensor) -> Tensor:
         raise RuntimeError(f"ARSAM needs dense gradients, got layout {gradient.layout}; build the embedding with sparse=False")
     # A view belongs to somebody else: DDP with gradient_as_bucket_view would overwrite it in the second pass.
     return gradient.detach().clone() if gradient._is_view() else gradient.detach()
+
+
+def _ranks() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def _average(tensors: list[Tensor], group: Any) -> None:
+    """Mean over the ranks, in place."""
+    if _ranks() == 1:
+        return
+    works = [dist.all_reduce(x, group=group, async_op=True) for x in tensors]
+    for work in works:
+        work.wait()
+    torch._foreach_div_(tensors, dist.get_world_size(group))

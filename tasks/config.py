@@ -12,6 +12,7 @@ import functools
 import importlib.util
 import inspect
 import os
+import sys
 import typing
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -44,13 +45,15 @@ class Config:
         sharpness: called with the optimizer and the model: ``partial(ARSAM, rho=...)``; None is the baseline.
         schedule: called with (step, total steps), returns the factor of the learning rate.
         epochs: passes over the training split, >= 1.
-        batch_size: items per step, >= 1.
+        batch_size: items per step, >= 1, over all processes and micro-batches: neither changes what a run does.
+        accumulate: micro-batches that a batch is cut into, to save memory, >= 1.
         seed: of initialisation, order and augmentation.
         num_workers: loader processes, at most one per core; 0 loads in the training process.
         eval_every: epochs between evaluations; the last epoch is always evaluated.
-        precision: "fp32", or "bf16" for autocast.
+        precision: "fp32", or "bf16" or "fp16" for autocast; "fp16" scales the loss.
         channels_last: memory format of the model.
         clip_norm: the update's gradient (with ARSAM: the mixed one) is scaled down to this L2 norm; None: not clipped.
+        patience: steps in a row that may be left out because of NaN or inf, >= 0; then the run stops.
         ema: decay per step of the averaged weights that are evaluated; None: no average.
         pretraining: the run whose weights this one starts from, where a tool is given none; its task's data and model are
             this config's.
@@ -62,17 +65,20 @@ class Config:
     schedule: Callable[..., float] = schedules.cosine
     epochs: int = 1
     batch_size: int = 32
+    accumulate: int = 1
     seed: int = 0
     num_workers: int = 2
     eval_every: int = 1
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     channels_last: bool = True
     clip_norm: float | None = None
+    patience: int = 10
     ema: float | None = None
     pretraining: Config | None = None
 
     def __post_init__(self) -> None:
-        for name, least in (("epochs", 1), ("batch_size", 1), ("num_workers", 0), ("eval_every", 1), ("seed", 0)):
+        leasts = {"epochs": 1, "batch_size": 1, "accumulate": 1, "num_workers": 0, "eval_every": 1, "patience": 0, "seed": 0}
+        for name, least in leasts.items():
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be >= {least}, got {getattr(self, name)}")
         if self.ema is not None and not 0 < self.ema < 1:
@@ -89,10 +95,11 @@ def load(path: str, *, sample: bool = False) -> Config:
     """
     if not Path(path).is_file():
         raise UserError(f"{path}: no such config file; see configs/")
-    spec = importlib.util.spec_from_file_location("config", path)
+    spec = importlib.util.spec_from_file_location(f"config {path}", path)
     if spec is None or spec.loader is None:
         raise UserError(f"{path}: a config is a Python file, *.py")
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where a dataclass of the config's own looks for its annotations
     try:
         spec.loader.exec_module(module)
     except Exception as error:

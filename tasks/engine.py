@@ -3,32 +3,31 @@
 from __future__ import annotations
 
 import inspect
-import os
-import random
+import math
 import resource
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm import tqdm
 
-from arsam import ARSAM
-from tasks import checkpoint, log
+from arsam import ARSAM, functional, scaled_step
+from tasks import checkpoint, distributed, log
 from tasks.base import Batch, UserError
 from tasks.config import Config, describe, in_steps
+from tasks.loading import Batches, loader
 
 
 @dataclass
@@ -37,12 +36,30 @@ class Progress:
 
     step: int = 0
     passes: int = 0  # forward-backward passes so far
-    epoch_loss: float = 0.0  # sum over the steps of the present epoch
+    skipped: int = 0  # steps left out because of NaN or inf
+    skipped_in_a_row: int = 0
+    epoch_loss: float = 0.0  # sum over the steps of the present epoch, those left out not counted
     epoch_passes: int = 0
+    epoch_skipped: int = 0
     epoch_seconds: float = 0.0
+    epoch_seconds_waiting: float = 0.0  # seconds in which the next batch was not there yet
     seconds: float = 0.0  # spent in training steps, evaluation left out
-    waiting_seconds: float = 0.0  # of these, until a batch was there
     best: float | None = None
+
+    def skip(self) -> None:
+        """The present step is left out."""
+        self.skipped += 1
+        self.skipped_in_a_row += 1
+        self.epoch_skipped += 1
+
+    def new_epoch(self) -> None:
+        """Start the counts of an epoch."""
+        self.epoch_passes = self.epoch_skipped = 0
+        self.epoch_loss = self.epoch_seconds = self.epoch_seconds_waiting = 0.0
+
+
+class NotFiniteError(Exception):
+    """A pass gave a NaN or an inf, in the loss or in a gradient."""
 
 
 def train(config: Config, out: Path, *, device: torch.device, resume: bool = False, name: str = "") -> dict[str, Any]:
@@ -66,54 +83,70 @@ def train(config: Config, out: Path, *, device: torch.device, resume: bool = Fal
     torch.manual_seed(config.seed)
     data = task.dataset("train")
     batches = Batches(len(data), config.batch_size, config.epochs, config.seed)  # type: ignore[arg-type]
+    distributed.check(batches.size)
     model = task.build().to(device).to(memory_format=memory_format(config))
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True) if config.ema else None
     evaluated = average.module if average is not None else model
-    optimizer = build_optimizer(config, model, batches.per_epoch)
+    trained = distributed.parallel(model, device)
+    optimizer = build_optimizer(config, trained, batches.per_epoch)
     factor = partial(in_steps(config.schedule, batches.per_epoch), total_steps=batches.total)
-    schedule = LambdaLR(optimizer, factor)
-    clip = _clipping(optimizer, model, config.clip_norm)
+    scaler = GradScaler(device.type, enabled=config.precision == "fp16")
+    clip = _clipping(optimizer, model, config)
+    writes = distributed.rank() == 0
 
     state = Progress()
     if resume:
-        state = _restore(out, config, model, average, optimizer, schedule)
+        state = _restore(out, config, model, average, optimizer, scaler)
         batches.start = state.step
-    out.mkdir(parents=True, exist_ok=True)
-    records = {"name": name, "config": describe(config), **log.environment(device)}
-    log.write_json(out / "run.json", records)
-    metrics = log.Metrics(out / "metrics.jsonl", state.step // batches.per_epoch)
+    elif distributed.rank():
+        torch.manual_seed(config.seed + 1_000_003 * distributed.rank())  # dropout of its own, after the same initialisation
+    if writes:
+        out.mkdir(parents=True, exist_ok=True)
+        log.write_json(out / "run.json", {"name": name, "config": describe(config), **log.environment(device)})
+    metrics = log.Metrics(out / "metrics.jsonl", state.step // batches.per_epoch, writes)
     last: dict[str, float] = next((line["metrics"] for line in reversed(metrics.lines) if "metrics" in line), {})
 
     loss_sum = torch.full((), state.epoch_loss, dtype=torch.float64, device=device)
 
     def save(path: Path) -> None:
         state.epoch_loss = loss_sum.item()
-        checkpoint.save(path, _state(config, state, model, average, optimizer, schedule))
+        whole = _state(config, state, model, average, optimizer, scaler)
+        if writes:
+            checkpoint.save(path, whole)
 
-    bar = tqdm(total=batches.total, initial=state.step, unit="step", disable=not sys.stdout.isatty(), dynamic_ncols=True)
-    loader = _loader(Seeded(data, config.seed), config, device, batch_sampler=batches)
-    model.train()
+    bar = tqdm(
+        total=batches.total, initial=state.step, unit="step", disable=not (writes and sys.stdout.isatty()), dynamic_ncols=True
+    )
+    trained.train()
     with _interruptible() as interrupted, bar:
         clock = time.perf_counter()
-        for cpu_batch in loader:
-            state.waiting_seconds += time.perf_counter() - clock
+        for cpu_batch in loader(data, config, device, batch_sampler=batches):
+            state.epoch_seconds_waiting += time.perf_counter() - clock
             batch = _moved(cpu_batch, device)
 
             def closure(batch: Batch = batch) -> Tensor:
                 optimizer.zero_grad()
-                with _autocast(config, device):
-                    loss = task.loss(model, batch)
-                loss.backward()
-                clip()
+                loss = _forward_backward(config, trained, batch, scaler)
                 state.passes += 1
                 state.epoch_passes += 1
+                if not scaler.is_enabled():  # it looks for infs itself
+                    _check_finite(model, loss)
+                clip()
                 return loss
 
-            rate = optimizer.param_groups[0]["lr"]
-            loss_sum += optimizer.step(closure).detach()  # type: ignore[union-attr]
-            schedule.step()
-            if average is not None:
-                average.update_parameters(model)
+            for group in optimizer.param_groups:
+                group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor(state.step)
+            statistics = [buffer.clone() for buffer in model.buffers()]
+            try:
+                loss_sum += _stepped(optimizer, closure, scaler)
+            except NotFiniteError:
+                for buffer, value in zip(model.buffers(), statistics, strict=True):
+                    buffer.copy_(value)
+                state.skip()
+            else:
+                state.skipped_in_a_row = 0
+                if average is not None:
+                    average.update_parameters(model)
             state.step += 1
             steps_done = (state.step - 1) % batches.per_epoch + 1
             if steps_done == batches.per_epoch and device.type == "cuda":
@@ -123,37 +156,33 @@ def train(config: Config, out: Path, *, device: torch.device, resume: bool = Fal
             state.epoch_seconds += now - clock
             clock = now
             if not bar.disable and bar.update():
-                speed = steps_done * batches.size / state.epoch_seconds
-                ascents = state.passes - state.step
-                bar.set_postfix_str(f"loss {loss_sum.item() / steps_done:.4g}, {speed:.0f} images/s, {ascents} ascents")
+                line = _epoch_line(state, loss_sum, batches)
+                bar.set_postfix_str(f"{_shown(line)}, {state.passes - state.step} ascents")
 
+            if state.skipped_in_a_row > config.patience:
+                save(out / "last.pt")
+                raise UserError(_diverged(out, state, batches))
             if steps_done == batches.per_epoch:
-                epoch = state.step // batches.per_epoch
-                line = {
-                    "epoch": epoch,
-                    "step": state.step,
-                    "loss": loss_sum.item() / steps_done,
-                    "lr": rate,
-                    "passes_per_step": state.epoch_passes / steps_done,
-                    "images_per_second": steps_done * batches.size / state.epoch_seconds,
-                    "seconds": state.seconds,
-                }
-                metrics.write(line)
-                text = "epoch {epoch:3d}  loss {loss:.5g}  passes/step {passes_per_step:.2f}  {images_per_second:.0f} images/s"
-                if epoch % config.eval_every == 0 or epoch == config.epochs:
-                    last = evaluate(config, evaluated, device, out)
-                    metrics.write({"epoch": epoch, "step": state.step, "metrics": last})
+                loss_sum.fill_(sum(distributed.gathered([loss_sum.item()])) / distributed.world())
+                line = _epoch_line(state, loss_sum, batches)
+                metrics.write({**line, "lr": optimizer.param_groups[0]["lr"], "seconds": state.seconds})
+                text = f"epoch {line['epoch']:3d}  {_shown(line)}"
+                if line["epoch"] % config.eval_every == 0 or line["epoch"] == config.epochs:
+                    last = evaluate(config, evaluated, device, out if writes else None)
+                    metrics.write({"epoch": line["epoch"], "step": state.step, "metrics": last})
                     text += f"  {task.metric} {last[task.metric]:.4f}"
-                bar.write(text.format(**line)) if not bar.disable else print(text.format(**line), flush=True)
+                if writes:
+                    bar.write(text) if not bar.disable else print(text, flush=True)
                 loss_sum.zero_()
-                state.epoch_passes, state.epoch_seconds = 0, 0.0
+                state.new_epoch()
                 if last and (state.best is None or last[task.metric] > state.best):
                     state.best = last[task.metric]
                     save(out / "best.pt")
                 save(out / "last.pt")
-                log.draw_curves(out / "curves.png", metrics.lines, task.metric)
+                if writes:
+                    log.draw_curves(out / "curves.png", metrics.lines, task.metric)
                 clock = time.perf_counter()
-            if interrupted():
+            if distributed.anywhere(interrupted()):
                 save(out / "last.pt")
                 raise KeyboardInterrupt
     result = {
@@ -164,25 +193,94 @@ def train(config: Config, out: Path, *, device: torch.device, resume: bool = Fal
         "passes_per_step": state.passes / state.step,
         "train_seconds": state.seconds,
         "images_per_second": state.step * batches.size / state.seconds,
-        "waiting": state.waiting_seconds / state.seconds,
         "peak_memory_mb": _peak_memory(device),
         "seed": config.seed,
         "config": name,
+        **({"skipped": state.skipped} if state.skipped else {}),
     }
-    log.write_json(out / "result.json", result)
+    if writes:
+        log.write_json(out / "result.json", result)
     return result
+
+
+def _forward_backward(config: Config, model: nn.Module, batch: Batch, scaler: GradScaler) -> Tensor:
+    """One pass over a batch, in micro-batches whose gradients add up; returns the mean loss."""
+    sizes = [len(part) for part in next(iter(batch.values())).chunk(config.accumulate)]
+    parts = [
+        dict(zip(batch, values, strict=True)) for values in zip(*(value.split(sizes) for value in batch.values()), strict=True)
+    ]
+    losses: list[Tensor] = []
+    for size, part in zip(sizes, parts, strict=True):
+        # The processes' gradients are averaged once, after the last part.
+        early = len(losses) + 1 < len(parts)
+        with model.no_sync() if early and isinstance(model, DistributedDataParallel) else nullcontext():
+            with _autocast(config, part[next(iter(part))].device):
+                loss = config.task.loss(model, part) * (size / sum(sizes))
+            scaled: Any = scaler.scale(loss)
+            scaled.backward()
+        losses.append(loss.detach())
+    return torch.stack(losses).sum()
+
+
+def _check_finite(model: nn.Module, loss: Tensor) -> None:
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    if distributed.anywhere(not math.isfinite(functional.global_norm(gradients) + 0 * loss)):
+        raise NotFiniteError
+
+
+def _stepped(optimizer: Optimizer, closure: Callable[[], Tensor], scaler: GradScaler) -> Tensor:
+    """A step with the kind of closure that the precision needs; the loss."""
+    if not scaler.is_enabled():
+        return optimizer.step(closure)  # type: ignore[return-value]
+    scale = scaler.get_scale()
+    loss = scaled_step(optimizer, closure, scaler)
+    if scaler.get_scale() < scale:  # its own search for a scale that overflows nowhere leaves steps out too
+        raise NotFiniteError
+    return loss
+
+
+def _epoch_line(state: Progress, loss_sum: Tensor, batches: Batches) -> dict[str, Any]:
+    """The present epoch so far, as metrics.jsonl has it."""
+    steps = (state.step - 1) % batches.per_epoch + 1
+    taken = steps - state.epoch_skipped
+    return {
+        "epoch": (state.step - 1) // batches.per_epoch + 1,
+        "step": state.step,
+        "loss": loss_sum.item() / taken if taken else None,
+        "passes_per_step": state.epoch_passes / steps,
+        "images_per_second": steps * batches.size / state.epoch_seconds,
+        "seconds_waiting": state.epoch_seconds_waiting,  # for data
+        "skipped": state.epoch_skipped,
+    }
+
+
+def _shown(line: dict[str, Any]) -> str:
+    loss = "none" if line["loss"] is None else f"{line['loss']:.5g}"
+    text = f"loss {loss}  passes/step {line['passes_per_step']:.2f}  {line['images_per_second']:.0f} images/s"
+    return text + (f"  {line['skipped']} steps skipped (NaN or inf)" if line["skipped"] else "")
+
+
+def _diverged(out: Path, state: Progress, batches: Batches) -> str:
+    keys = batches.keys(state.step - 1)
+    items = ", ".join(str(index) for _, index in keys[:8]) + (", ..." if len(keys) > 8 else "")
+    return (
+        f"{out}: NaN or inf in the loss or a gradient on {state.skipped_in_a_row} steps in a row, lastly step"
+        f" {state.step - 1} (epoch {keys[0][0] + 1}, training items {items}); last.pt holds the weights before them; lower"
+        " optimizer.lr or sharpness.rho, set clip_norm, or look at these items"
+    )
 
 
 def evaluate(config: Config, model: nn.Module, device: torch.device, out: Path | None = None) -> dict[str, float]:
     """The task's metrics over its "val" split, its pictures in `out`; the model is left in the mode it came in."""
     data = config.task.dataset("val")
-    keys = [(0, index) for index in range(len(data))]  # type: ignore[arg-type]
-    loader = _loader(Seeded(data, config.seed), config, device, batch_size=config.batch_size, sampler=keys)
+    keys = distributed.share([(0, index) for index in range(len(data))])  # type: ignore[arg-type]
+    batches = loader(data, config, device, batch_size=config.batch_size, sampler=keys)
     training = model.training
+    distributed.same_buffers(model)
     model.eval()
     try:
         with torch.no_grad(), _autocast(config, device):
-            return config.task.evaluate(model, (_moved(batch, device) for batch in loader), out)
+            return config.task.evaluate(model, (_moved(batch, device) for batch in batches), out)
     finally:
         model.train(training)
 
@@ -201,7 +299,7 @@ def build_optimizer(config: Config, model: nn.Module, steps_per_epoch: int) -> O
         UserError: an argument is missing or out of range.
     """
     try:
-        optimizer = config.optimizer(config.task.parameters(model))
+        optimizer = config.optimizer(config.task.parameters(getattr(model, "module", model)))
         return optimizer if config.sharpness is None else _sharpened(config, optimizer, model, steps_per_epoch)
     except (TypeError, ValueError) as error:
         raise UserError(f"optimizer or sharpness: {error}") from error
@@ -219,84 +317,26 @@ def _sharpened(config: Config, optimizer: Optimizer, model: nn.Module, steps_per
     return sharpness(optimizer, model=model, **rules)
 
 
-class Batches(Sampler[list[tuple[int, int]]]):
-    """(epoch, index) keys of every batch of a run, from step `start` on: a function of the seed and the step alone.
-
-    Args:
-        items: in the training split.
-        size: of a batch; a smaller split makes one smaller batch, a remainder waits for another epoch's order.
-        epochs: of the run.
-        seed: of the order.
-    """
-
-    def __init__(self, items: int, size: int, epochs: int, seed: int) -> None:
-        self.items = items
-        self.size = min(size, items)
-        self.per_epoch = items // self.size
-        self.total = self.per_epoch * epochs
-        self.start = 0
-        self._seed = seed
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        order: list[int] = []
-        for step in range(self.start, self.total):
-            epoch, place = divmod(step, self.per_epoch)
-            if not order or place == 0:
-                order = np.random.default_rng([self._seed, epoch]).permutation(self.items).tolist()
-            yield [(epoch, index) for index in order[place * self.size : (place + 1) * self.size]]
-
-    def __len__(self) -> int:
-        return self.total - self.start
-
-
-class Seeded(Dataset[Any]):
-    """A dataset whose random choices depend on (seed, epoch, index) alone, whatever process loads the item.
-
-    So the number of workers changes nothing, and a resumed run sees the very items that it would have seen.
-    """
-
-    def __init__(self, data: Dataset[Any], seed: int) -> None:
-        self._data = data
-        self._seed = seed
-
-    def __getitem__(self, key: tuple[int, int]) -> Any:
-        epoch, index = key
-        word = int(np.random.SeedSequence([self._seed, epoch, index]).generate_state(1)[0])
-        before = random.getstate(), np.random.get_state()
-        with torch.random.fork_rng(devices=()):
-            random.seed(word)
-            np.random.seed(word)
-            torch.manual_seed(word)
-            try:
-                return self._data[index]
-            finally:
-                random.setstate(before[0])
-                np.random.set_state(before[1])
-
-
-def _clipping(optimizer: Optimizer, model: nn.Module, norm: float | None) -> Callable[[], None]:
+def _clipping(optimizer: Optimizer, model: nn.Module, config: Config) -> Callable[[], None]:
     """Clip the gradient that the update sees: what a closure calls after its backward pass."""
 
     def clip(*_: Any) -> None:
-        if norm is not None:
-            nn.utils.clip_grad_norm_(model.parameters(), norm)
+        if config.clip_norm is not None:
+            nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
 
     if isinstance(optimizer, ARSAM):
         # The passes must not be clipped one by one: that would bend their difference. The base sees the mixed gradient.
         optimizer.base.register_step_pre_hook(clip)
-        return lambda: None
-    return clip
-
-
-def _loader(data: Dataset[Any], config: Config, device: torch.device, **batching: Any) -> DataLoader[Batch]:
-    # A generator of its own: without one a loader draws from the global one, and a resumed run would be a draw ahead.
-    generator = torch.Generator().manual_seed(config.seed)
-    workers = min(config.num_workers, os.cpu_count() or 1)
-    return DataLoader(data, num_workers=workers, pin_memory=device.type == "cuda", generator=generator, **batching)
+    elif config.precision == "fp16":
+        optimizer.register_step_pre_hook(clip)  # by then the gradient is unscaled
+    else:
+        return clip
+    return lambda: None
 
 
 def _autocast(config: Config, device: torch.device) -> torch.autocast:
-    return torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16")
+    half = torch.float16 if config.precision == "fp16" else torch.bfloat16
+    return torch.autocast(device.type, half, enabled=config.precision != "fp32")
 
 
 def _moved(batch: Batch, device: torch.device) -> Batch:
@@ -315,7 +355,7 @@ def _state(
     model: nn.Module,
     average: AveragedModel | None,
     optimizer: Optimizer,
-    schedule: LambdaLR,
+    scaler: GradScaler,
 ) -> dict[str, Any]:
     return {
         "config": describe(config),
@@ -324,14 +364,14 @@ def _state(
         "average": average.module.state_dict() if average is not None else None,
         "averaged": int(average.n_averaged) if average is not None else 0,
         "optimizer": optimizer.state_dict(),
-        "schedule": {"last_epoch": schedule.last_epoch, "lr": schedule.get_last_lr()},
-        "rng": torch.get_rng_state(),
+        "scaler": scaler.state_dict(),
+        "rng": distributed.gathered([torch.get_rng_state()]),
         "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
     }
 
 
 def _restore(
-    out: Path, config: Config, model: nn.Module, average: AveragedModel | None, optimizer: Optimizer, schedule: LambdaLR
+    out: Path, config: Config, model: nn.Module, average: AveragedModel | None, optimizer: Optimizer, scaler: GradScaler
 ) -> Progress:
     path = out / "last.pt"
     saved = checkpoint.load(path)
@@ -345,9 +385,9 @@ def _restore(
         average.module.load_state_dict(saved["average"])
         average.n_averaged.fill_(saved["averaged"])
     optimizer.load_state_dict(saved["optimizer"])
-    schedule.last_epoch = saved["schedule"]["last_epoch"]
-    schedule._last_lr = saved["schedule"]["lr"]  # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue]
-    torch.set_rng_state(saved["rng"])
+    scaler.load_state_dict(saved["scaler"])
+    if distributed.rank() < len(saved["rng"]):
+        torch.set_rng_state(saved["rng"][distributed.rank()])
     if torch.cuda.is_available() and saved["cuda_rng"]:
         torch.cuda.set_rng_state_all(saved["cuda_rng"])
     return Progress(**saved["progress"])

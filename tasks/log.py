@@ -57,18 +57,22 @@ class Metrics:
     Args:
         path: the file.
         epoch: lines of later epochs are dropped: a resumed run writes them again.
+        writes: False keeps the lines and writes none: this process is not the first.
     """
 
-    def __init__(self, path: Path, epoch: int = 0) -> None:
+    def __init__(self, path: Path, epoch: int = 0, writes: bool = True) -> None:
         self._path = path
+        self._writes = writes
         self.lines = [line for line in read(path) if line["epoch"] <= epoch] if epoch else []
-        path.write_text("".join(json.dumps(line) + "\n" for line in self.lines))
+        if writes:
+            path.write_text("".join(json.dumps(line) + "\n" for line in self.lines))
 
     def write(self, line: dict[str, Any]) -> None:
         """Append a line."""
         self.lines.append(line)
-        with open(self._path, "a") as file:
-            file.write(json.dumps(line) + "\n")
+        if self._writes:
+            with open(self._path, "a") as file:
+                file.write(json.dumps(line) + "\n")
 
 
 def read(path: Path) -> list[dict[str, Any]]:

@@ -13,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 
 from tasks import config as configs
+from tasks import distributed
 from tasks.base import UserError
 
 _OVERRIDE = re.compile(r"[A-Za-z_][\w.]*=")
@@ -58,6 +59,10 @@ def run_folder(path: str, sample: bool, out: Path | None, *, resume: bool, holds
     Raises:
         UserError: taken, or nothing to resume.
     """
+    return distributed.first(_run_folder(path, sample, out, resume, holds))
+
+
+def _run_folder(path: str, sample: bool, out: Path | None, resume: bool, holds: str) -> Path:
     if out is not None:
         if (out / holds).exists() and not resume:
             raise UserError(
@@ -73,9 +78,9 @@ def run_folder(path: str, sample: bool, out: Path | None, *, resume: bool, holds
 
 
 def device(name: str) -> torch.device:
-    """The device of this name, if it is here."""
+    """The device of this name, if it is here; "cuda" is the process' own under torchrun."""
     try:
-        device = torch.device(name)
+        device = torch.device(f"cuda:{distributed.local_rank()}" if name == "cuda" and distributed.world() > 1 else name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UserError(f"--device {name}: {str(error).splitlines()[0]}") from error
@@ -91,7 +96,9 @@ def print_table(metrics: dict[str, float]) -> None:
 def run(main: Callable[[], None]) -> None:
     """Call a tool's main: exit with 2 and one line on the user's mistakes, with 130 on an interrupt."""
     try:
+        distributed.start()
         main()
+        distributed.stop()
     except UserError as error:
         # From a loader process the message comes wrapped in that process's traceback.
         print(f"error: {str(error).rsplit('UserError: ', 1)[-1].strip()}", file=sys.stderr)

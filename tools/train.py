@@ -6,7 +6,7 @@ from pathlib import Path
 
 import cli
 
-from tasks import engine
+from tasks import distributed, engine
 
 
 def main() -> None:
@@ -19,8 +19,11 @@ def main() -> None:
     arguments = parser.parse_intermixed_args()
     path, config = cli.load_config(cli.words(arguments), sample=arguments.sample)
     out = cli.run_folder(path, arguments.sample, arguments.out, resume=arguments.resume)
-    print(f"{Path(path).stem}: {config.task.name}, {config.epochs} epochs, into {out}", flush=True)
+    if distributed.rank() == 0:
+        print(f"{Path(path).stem}: {config.task.name}, {config.epochs} epochs, into {out}", flush=True)
     result = engine.train(config, out, device=cli.device(arguments.device), resume=arguments.resume, name=path)
+    if distributed.rank():
+        return
     cli.print_table(result["metrics"])
     print(
         f"passes per step {result['passes_per_step']:.3f} ({result['ascents']} ascents in {result['steps']} steps), "

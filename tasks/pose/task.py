@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from tasks import checkpoint, log
+from tasks import checkpoint, distributed, log
 from tasks.base import Batch, UserError
 from tasks.config import data_path
 from tasks.pose import draw, evaluate, sample, transforms
@@ -170,6 +170,7 @@ class PoseTask:
             indices.append(batch["index"].cpu().numpy())
             joints.append(keypoints)
             joint_scores.append(scores)
+        indices, joints, joint_scores = (distributed.gathered(found) for found in (indices, joints, joint_scores))
         seen = [people[i] for i in np.concatenate(indices)]
         boxes = [transforms.box_to_centre(person.box) for person in seen]
         centres = np.stack([centre for centre, _ in boxes])[:, None]

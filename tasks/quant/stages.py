@@ -60,6 +60,7 @@ def run(
         raise UserError(f"{name}: not a config with task.weight_bits and task.act_bits")
     float_task = replace(task, weight_bits=None, act_bits=None, weights=None, distill=0.0)
     stages: dict[str, dict[str, float]] = {}
+    out.mkdir(parents=True, exist_ok=True)
 
     say("[1/3] float model")
     if float_checkpoint is None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tasks import checkpoint
+from tasks import checkpoint, distributed
 from tasks.base import Batch, UserError
 from tasks.quant import data
 from tasks.quant.prepare import QuantLayer, canonicalise, parameter_groups, prepare
@@ -165,8 +165,9 @@ class QuantTask:
         logits = model(images).float()
         loss = F.cross_entropy(logits, targets, label_smoothing=self.label_smoothing)
         if self.distill:
+            owner: Any = getattr(model, "module", model)
             with torch.no_grad():
-                teacher = model.teacher[0](images).float()  # type: ignore[index, operator]
+                teacher = owner.teacher[0](images).float()
             distance = F.kl_div(logits.log_softmax(1), teacher.log_softmax(1), reduction="batchmean", log_target=True)
             loss = (1 - self.distill) * loss + self.distill * distance
         return loss
@@ -177,7 +178,7 @@ class QuantTask:
         for batch in batches:
             logits.append(model(normalised(batch["image"])).float())
             labels.append(batch["label"])
-        return scores(torch.cat(logits), torch.cat(labels))
+        return scores(torch.cat(distributed.gathered(logits)), torch.cat(distributed.gathered(labels)))
 
 
 def scores(logits: Tensor, labels: Tensor) -> dict[str, float]:
