@@ -21,18 +21,15 @@ from tasks.pose.codec import Codec, Heatmap
 from tasks.pose.data import MIRRORED, Person, PoseData, annotated_people, detected_people, read_json, read_picture
 from tasks.pose.model import HeatmapHRNet
 from tasks.pose.transforms import Augmentation
+from tasks.quant.lowbit import LowBit, has_quantizers, normalised
 
 _TILE = (192, 256)  # of a contact sheet
 _WHOLE = 6  # labelled joints of a person who may stand on it, if there is one
 SAMPLE = "sample"  # the root that stands for the drawn people
 
-# ImageNet's mean and standard deviation in RGB, 0 to 255
-_MEAN = torch.tensor([123.675, 116.28, 103.53]).view(3, 1, 1)
-_STD = torch.tensor([58.395, 57.12, 57.375]).view(3, 1, 1)
-
 
 @dataclass(frozen=True)
-class PoseTask:
+class PoseTask(LowBit):
     """Learn to find 17 joints, and measure COCO's AP.
 
     Args:
@@ -42,7 +39,9 @@ class PoseTask:
         detections: COCO detection-results JSON whose boxes are evaluated in place of the annotated ones.
         codec: Heatmap or SimCC; sets the crop's size and the loss.
         network: called with the codec, returns the network.
-        weights: file with the backbone's ImageNet weights, a timm state_dict; None trains from scratch.
+        weights: file with the backbone's ImageNet weights, a timm state_dict, or a whole model with quantizers; None trains
+            from scratch.
+        weight_bits: as of `LowBit`, and so act_bits, layers, asymmetric and perturb.
         augmentation: of the training crops.
         flip_test: average the predictions for the crop and for its mirror image.
         score_threshold: of joints that count in a person's score.
@@ -55,7 +54,6 @@ class PoseTask:
     detections: str | None = None
     codec: Codec = Heatmap()
     network: Callable[..., nn.Module] = partial(HeatmapHRNet)
-    weights: str | None = None
     augmentation: Augmentation = Augmentation()
     flip_test: bool = True
     score_threshold: float = 0.2
@@ -66,6 +64,7 @@ class PoseTask:
     metric = "AP"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.limit is not None and self.limit < 1:
             raise ValueError(f"limit must be >= 1 or None, got {self.limit}")
 
@@ -105,24 +104,31 @@ class PoseTask:
             raise UserError(f"{source}: nobody to learn from: no person has a box and a labelled joint")
         return people, annotations
 
-    def build(self) -> nn.Module:
-        """The network, with the backbone's weights where a file is named."""
-        network = self.network(codec=self.codec)
-        if self.weights is not None:
-            path = Path(self.weights)
-            weights = checkpoint.load(path)
-            answer = network.backbone.load_state_dict(weights, strict=False)  # type: ignore[union-attr, operator]
-            if answer.missing_keys:
-                raise UserError(f"{path}: lacks {len(answer.missing_keys)} of the backbone's tensors: {answer.missing_keys[0]}")
-        return network
+    def plain(self, count: int) -> Tensor:
+        """The first people of "train" without augmentation, normalised, [count, 3, h, w]: to calibrate with."""
+        people, _ = self._people("train")
+        data = PoseData(people[:count], self.codec)
+        return normalised(torch.stack([data[i]["image"] for i in range(len(data))]))
 
-    def parameters(self, model: nn.Module) -> list[nn.Parameter]:
-        """All of them."""
-        return list(model.parameters())
+    def example(self) -> Tensor:
+        """An input of the network."""
+        width, height = self.codec.input_size
+        return torch.zeros(1, 3, height, width)
+
+    def build(self) -> nn.Module:
+        """The network, with the backbone's weights where a file is named, and quantizers if bits are given."""
+        network = self.network(codec=self.codec)
+        saved = checkpoint.weights(Path(self.weights)) if self.weights is not None else None
+        if saved is not None and not has_quantizers(saved):
+            answer = network.backbone.load_state_dict(saved, strict=False)  # type: ignore[union-attr, operator]
+            if answer.missing_keys:
+                missing = answer.missing_keys
+                raise UserError(f"{self.weights}: lacks {len(missing)} of the backbone's tensors: {missing[0]}")
+        return self.loaded(network, saved)
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """The codec's loss."""
-        return self.codec.loss(model(_normalised(batch["image"])).float(), batch["target"], batch["weight"])
+        return self.codec.loss(model(normalised(batch["image"])).float(), batch["target"], batch["weight"])
 
     def evaluate(self, model: nn.Module, batches: Iterable[Batch], out: Path | None = None) -> dict[str, float]:
         """COCO's ten figures.
@@ -165,7 +171,7 @@ class PoseTask:
         """COCO keypoint results of the people, whose crops come in batches."""
         indices, joints, joint_scores = [], [], []
         for batch in batches:
-            prediction = self._prediction(model, _normalised(batch["image"]))
+            prediction = self._prediction(model, normalised(batch["image"]))
             keypoints, scores = self.codec.decode(prediction.float().cpu().numpy())
             indices.append(batch["index"].cpu().numpy())
             joints.append(keypoints)
@@ -200,8 +206,3 @@ class PoseTask:
             return prediction
         mirrored = self.codec.unmirror(model(images.flip(3)))[:, torch.from_numpy(MIRRORED).to(images.device)]
         return (prediction + mirrored) / 2
-
-
-def _normalised(images: Tensor) -> Tensor:
-    """uint8 RGB [B, 3, h, w] as the network takes it."""
-    return (images.float() - _MEAN.to(images.device)) / _STD.to(images.device)

@@ -28,8 +28,9 @@ from tasks.pose import mmpose as weights
 from tasks.pose.codec import Heatmap, SimCC
 from tasks.pose.data import PoseData
 from tasks.pose.model import HeatmapHRNet, SimCCNet, resnet
-from tasks.pose.task import PoseTask, _normalised
+from tasks.pose.task import PoseTask
 from tasks.pose.transforms import Augmentation
+from tasks.quant.lowbit import normalised
 
 STILL = Augmentation(flip=0.0, half_body=0.0, shift_probability=0.0, scale=(1.0, 1.0), rotation_probability=0.0)
 MEAN, STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
@@ -186,7 +187,7 @@ def compare(name: str, root: Path, steps: int) -> dict[str, tuple[float, float]]
             prediction = model(inputs)
             losses += [theirs.loss(inputs, packed["data_samples"])["loss_kpt"].item(), task.loss(model, ours).item()]
         for key, a, b in (
-            ("crops", inputs, _normalised(ours["image"])),
+            ("crops", inputs, normalised(ours["image"])),
             ("targets", target, ours["target"]),
             ("outputs", output, prediction),
         ):

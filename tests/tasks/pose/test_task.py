@@ -24,6 +24,7 @@ SMALL = partial(HeatmapHRNet, "hrnet_w32", widths=(8, 16, 32, 64), modules=(1, 1
 MEAN = torch.tensor([123.675, 116.28, 103.53]).view(3, 1, 1)
 STD = torch.tensor([58.395, 57.12, 57.375]).view(3, 1, 1)
 FLAT = partial(hrnet, widths=(4, 8, 8, 8), modules=(1, 1, 1), blocks=1)
+FLAT_HEATMAPS = partial(HeatmapHRNet, widths=(4, 8, 8, 8), modules=(1, 1, 1), blocks=1)
 CODEC = Heatmap((96, 128), (24, 32), sigma=1.5, unbiased=True)
 
 
@@ -345,3 +346,30 @@ def test_sample_is_deterministic(tmp_path: Path) -> None:
         assert (inside[:, 0] >= x - 1).all() and (inside[:, 0] <= x + width + 1).all()
         assert (inside[:, 1] >= y - 1).all() and (inside[:, 1] <= y + height + 1).all()
         assert 0.1 * width * height < annotation["area"] <= width * height
+
+
+def test_quantized_network(root: Path, tmp_path: Path) -> None:
+    """Bits make a fake-quantized network that loads its own weights; step sizes are never perturbed.
+
+    Kills: quantizers that are asked for and left out, a whole model taken for a backbone.
+    """
+    from tasks.quant.calibrate import calibrate
+    from tasks.quant.prepare import QuantLayer
+
+    task = PoseTask(root=str(root), codec=CODEC, network=FLAT_HEATMAPS, weight_bits=8, act_bits=8)
+    torch.manual_seed(0)
+    model = task.build()
+    assert sum(isinstance(module, QuantLayer) for module in model.modules()) > 20
+    inputs = task.plain(3)
+    assert inputs.shape == (3, 3, 128, 96)
+    calibrate(model, [inputs])
+    torch.save(model.state_dict(), tmp_path / "ptq.pt")
+    again = replace(task, weights=str(tmp_path / "ptq.pt")).build()
+    with torch.no_grad():
+        assert torch.equal(model.eval()(inputs), again.eval()(inputs))
+    assert [group.get("rho") for group in task.parameters(model) if group.get("rho") is not None] == [0.0]
+    assert not any(isinstance(module, QuantLayer) for module in task.in_float().build().modules())
+    with pytest.raises(ValueError, match="weight_bits must be 2 to 8"):
+        PoseTask(weight_bits=9, act_bits=8)
+    with pytest.raises(UserError, match="give both"):
+        replace(task, act_bits=None).build()
