@@ -4,7 +4,7 @@ Without ResNet's last stage: of a crop this small, it would leave 4x3 cells.
 
     python tools/train.py configs/pose/simcc_resnet18_adamw.py task.root=data/lspet
 
-Expected: not yet measured.
+Expected: AP 0.033, AP50 0.130 on lspet (one seed, bf16, no spread known; 16 minutes on a shared core of an EPYC).
 """
 
 from dataclasses import replace

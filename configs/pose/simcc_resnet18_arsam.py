@@ -2,7 +2,7 @@
 
     python tools/train.py configs/pose/simcc_resnet18_arsam.py task.root=data/lspet
 
-Expected: not yet measured.
+Expected: AP 0.029, AP50 0.125 on lspet at 1.20 passes per step (one seed, bf16, no spread known).
 """
 
 from dataclasses import replace
