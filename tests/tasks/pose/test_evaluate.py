@@ -164,14 +164,14 @@ def test_soft_nms_by_hand() -> None:
 
 
 def test_soft_nms_in_the_results() -> None:
-    """Copies stay, with lower scores. Kills: scores of the wrong poses."""
-    keypoints, scores = np.zeros((3, 17, 2)), np.full((3, 17), 0.5)
-    keypoints[2] = 1000.0
-    arguments = (np.array([4, 4, 4]), keypoints, scores, np.array([0.6, 1.0, 0.8]), np.full(3, 100.0))
+    """Copies stay, with lower scores. Kills: scores of the wrong poses, or of another picture's."""
+    keypoints, scores = np.zeros((4, 17, 2)), np.full((4, 17), 0.5)
+    keypoints[3] = 1000.0
+    arguments = (np.array([7, 4, 4, 4]), keypoints, scores, np.array([0.2, 0.6, 1.0, 0.8]), np.full(4, 100.0))
     hard = evaluate.results(*arguments)
     soft = evaluate.results(*arguments, soft_nms=True)
-    assert [pose["score"] for pose in hard] == pytest.approx([0.5, 0.4])
-    assert [pose["score"] for pose in soft] == pytest.approx([0.5, 0.4, 0.3 * np.exp(-1 / 0.9)])
+    assert [pose["score"] for pose in hard] == pytest.approx([0.5, 0.4, 0.1])
+    assert [pose["score"] for pose in soft] == pytest.approx([0.5, 0.4, 0.3 * np.exp(-1 / 0.9), 0.1])
 
 
 def test_errors_by_hand() -> None:
