@@ -39,8 +39,8 @@ $(MMPOSE)/installed: pyproject.toml
 	$(MMPOSE)/bin/python -m arsam.integrations.mmpose_standins
 	@touch $@
 
-test-mmpose: mmpose  ## ARSAM inside OpenMMLab's loop
-	$(MMPOSE)/bin/python -m pytest -m mmpose tests/arsam/integrations/test_mm*.py
+test-mmpose: mmpose  ## ARSAM inside OpenMMLab's loop, and agreement with mmpose
+	$(MMPOSE)/bin/python -m pytest -m mmpose tests/arsam/integrations/test_mm*.py tests/tasks/pose
 
 mutants: setup  ## break the optimizer in known ways; each must be killed by its test
 	$(BIN)/python tests/mutants.py

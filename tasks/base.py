@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 from torch import Tensor, nn
@@ -44,6 +45,12 @@ class Task(Protocol):
         """The mean loss of a batch, 0-dim."""
         ...
 
-    def evaluate(self, model: nn.Module, batches: Iterable[Batch]) -> dict[str, float]:
-        """The metrics of a model over the whole "val" split, in evaluation mode and without gradients."""
+    def evaluate(self, model: nn.Module, batches: Iterable[Batch], out: Path | None = None) -> dict[str, float]:
+        """The metrics of a model over the whole "val" split, in evaluation mode and without gradients.
+
+        Args:
+            model: evaluated.
+            batches: the split's items.
+            out: where pictures may be written.
+        """
         ...

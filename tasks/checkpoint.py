@@ -12,6 +12,30 @@ import torch
 from tasks.base import UserError
 
 
+class _Ignored:
+    """Whatever a file holds besides weights, read as nothing."""
+
+    def __new__(cls, *_: Any) -> _Ignored:
+        return object.__new__(cls)
+
+    def __init__(self, *_: Any) -> None:
+        pass
+
+    def __setstate__(self, _: Any) -> None:
+        pass
+
+
+# mmengine writes its log beside the weights: buffers of numpy arrays, with their methods. None of it is rebuilt, so that
+# none of it can run.
+_BESIDE_WEIGHTS = (
+    "builtins.getattr",
+    "mmengine.logging.history_buffer.HistoryBuffer",
+    "numpy.ndarray",
+    "numpy.dtype",
+    *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("_reconstruct", "scalar")),
+)
+
+
 def save(path: Path, state: dict[str, Any]) -> None:
     """Write a checkpoint so that `path` is at any moment the old file or the new one, whole."""
     aside = path.with_suffix(".tmp")
@@ -31,7 +55,8 @@ def load(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{path}: no such checkpoint")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals([(_Ignored, name) for name in _BESIDE_WEIGHTS]):
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
         raise UserError(
             f"{path}: not a readable checkpoint of tensors and plain containers ({type(error).__name__})"
@@ -42,13 +67,13 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def weights(path: Path) -> dict[str, Any]:
-    """The state_dict in a run's checkpoint, the averaged weights where it has them, or in a bare one.
+    """The state_dict in a run's checkpoint, the averaged weights where it has them, in one of mmengine, or in a bare one.
 
     Raises:
         UserError: unreadable.
     """
     state = load(path)
-    return state.get("average") or state.get("model") or state
+    return state.get("average") or state.get("model") or state.get("state_dict") or state
 
 
 def fill(model: torch.nn.Module, state: dict[str, Any], path: Path) -> None:

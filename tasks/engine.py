@@ -168,7 +168,7 @@ def train(config: Config, out: Path, *, device: torch.device, resume: bool = Fal
                 metrics.write({**line, "lr": optimizer.param_groups[0]["lr"], "seconds": state.seconds})
                 text = f"epoch {line['epoch']:3d}  {_shown(line)}"
                 if line["epoch"] % config.eval_every == 0 or line["epoch"] == config.epochs:
-                    last = evaluate(config, evaluated, device)
+                    last = evaluate(config, evaluated, device, out if writes else None)
                     metrics.write({"epoch": line["epoch"], "step": state.step, "metrics": last})
                     text += f"  {task.metric} {last[task.metric]:.4f}"
                 if writes:
@@ -270,8 +270,8 @@ def _diverged(out: Path, state: Progress, batches: Batches) -> str:
     )
 
 
-def evaluate(config: Config, model: nn.Module, device: torch.device) -> dict[str, float]:
-    """The task's metrics over its "val" split; the model is left in the mode it came in."""
+def evaluate(config: Config, model: nn.Module, device: torch.device, out: Path | None = None) -> dict[str, float]:
+    """The task's metrics over its "val" split, its pictures in `out`; the model is left in the mode it came in."""
     data = config.task.dataset("val")
     keys = distributed.share([(0, index) for index in range(len(data))])  # type: ignore[arg-type]
     batches = loader(data, config, device, batch_size=config.batch_size, sampler=keys)
@@ -280,7 +280,7 @@ def evaluate(config: Config, model: nn.Module, device: torch.device) -> dict[str
     model.eval()
     try:
         with torch.no_grad(), _autocast(config, device):
-            return config.task.evaluate(model, (_moved(batch, device) for batch in batches))
+            return config.task.evaluate(model, (_moved(batch, device) for batch in batches), out)
     finally:
         model.train(training)
 

@@ -15,13 +15,16 @@ def main() -> None:
     parser = cli.parser(__doc__ or "")
     parser.add_argument("--checkpoint", type=Path, required=True, help="a run's best.pt or last.pt, or a state_dict")
     parser.add_argument("--sample", action="store_true", help="the config's sample")
+    parser.add_argument("--out", type=Path, help="folder for pictures; default: none are written")
     arguments = parser.parse_intermixed_args()
     _, config = cli.load_config(arguments.words, sample=arguments.sample)
     device = cli.device(arguments.device)
     model = config.task.build()
     checkpoint.load_weights(model, arguments.checkpoint)
     model.to(device).to(memory_format=engine.memory_format(config))
-    metrics = engine.evaluate(config, model, device)
+    if arguments.out is not None:
+        arguments.out.mkdir(parents=True, exist_ok=True)
+    metrics = engine.evaluate(config, model, device, arguments.out)
     cli.print_table(metrics)
     print(json.dumps(metrics))
 

@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 
 from tasks.base import UserError
 from tasks.pose import transforms
-from tasks.pose.codec import Heatmap
+from tasks.pose.codec import Codec
 from tasks.pose.transforms import Augmentation
 
 cv2.setNumThreads(0)  # the loader's processes are the parallelism; threads inside each fight for the same cores
@@ -119,15 +119,32 @@ def annotated_people(annotations: dict[str, Any], pictures: Path, source: Path) 
     return people
 
 
-def detected_people(detections: list[dict[str, Any]], annotations: dict[str, Any], pictures: Path) -> list[Person]:
-    """The people of a COCO detection-results list: person boxes in the pictures that the annotations list."""
-    files = {image["id"]: pictures / image["file_name"] for image in annotations["images"]}
+def detected_people(detections: Any, images: list[dict[str, Any]], pictures: Path, source: Path) -> list[Person]:
+    """The people of a COCO detection-results list: person boxes in the pictures that are listed.
+
+    Args:
+        detections: what the file holds.
+        images: the "images" of a COCO file.
+        pictures: folder of the pictures.
+        source: the file, for errors.
+
+    Raises:
+        UserError: not such a list, or no person box in any of the pictures.
+    """
+    files = {image["id"]: pictures / image["file_name"] for image in images}
     nothing = np.zeros((len(KEYPOINTS), 3))
-    return [
-        Person(files[d["image_id"]], d["image_id"], np.array(d["bbox"], dtype=np.float64), float(d["score"]), nothing)
-        for d in detections
-        if d["image_id"] in files and d.get("category_id", 1) == 1 and min(d["bbox"][2:]) > 0
-    ]
+    people = []
+    try:
+        for d in detections:
+            if d["image_id"] in files and d.get("category_id", 1) == 1 and min(d["bbox"][2:]) > 0:
+                box = np.array(d["bbox"], dtype=np.float64).reshape(4)
+                people.append(Person(files[d["image_id"]], d["image_id"], box, float(d["score"]), nothing))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        wanted = "a list of {image_id, category_id, bbox, score}"
+        raise UserError(f"{source}: not a COCO results file, {wanted}: {type(error).__name__} {error}") from error
+    if not people:
+        raise UserError(f"{source}: no person's box (category_id 1) in any of the {len(files)} pictures")
+    return people
 
 
 class PoseData(Dataset[dict[str, Tensor]]):
@@ -142,7 +159,7 @@ class PoseData(Dataset[dict[str, Tensor]]):
         augmentation: None for evaluation.
     """
 
-    def __init__(self, people: list[Person], codec: Heatmap, augmentation: Augmentation | None = None) -> None:
+    def __init__(self, people: list[Person], codec: Codec, augmentation: Augmentation | None = None) -> None:
         self.people = people
         self._codec = codec
         self._augmentation = augmentation

@@ -10,61 +10,61 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from tasks import checkpoint, distributed
+from tasks import checkpoint, distributed, log
 from tasks.base import Batch, UserError
 from tasks.config import data_path
-from tasks.pose import evaluate, sample, transforms
-from tasks.pose.codec import Heatmap
-from tasks.pose.data import MIRRORED, Person, PoseData, annotated_people, detected_people, read_json
+from tasks.pose import draw, evaluate, sample, transforms
+from tasks.pose.codec import Codec, Heatmap
+from tasks.pose.data import MIRRORED, Person, PoseData, annotated_people, detected_people, read_json, read_picture
 from tasks.pose.model import HeatmapHRNet
 from tasks.pose.transforms import Augmentation
+from tasks.quant.lowbit import LowBit, has_quantizers, normalised
 
+_TILE = (192, 256)  # of a contact sheet
+_WHOLE = 6  # labelled joints of a person who may stand on it, if there is one
 SAMPLE = "sample"  # the root that stands for the drawn people
-
-# ImageNet's mean and standard deviation in RGB, 0 to 255
-_MEAN = torch.tensor([123.675, 116.28, 103.53]).view(3, 1, 1)
-_STD = torch.tensor([58.395, 57.12, 57.375]).view(3, 1, 1)
 
 
 @dataclass(frozen=True)
-class PoseTask:
-    """Learn heatmaps of 17 joints, and measure COCO's AP.
+class PoseTask(LowBit):
+    """Learn to find 17 joints, and measure COCO's AP.
 
     Args:
         root: folder in COCO's layout (annotations/person_keypoints_{train,val}2017.json, train2017/, val2017/), or
             "sample" for drawn people.
         limit: the first N people of each split; None: all.
         detections: COCO detection-results JSON whose boxes are evaluated in place of the annotated ones.
-        codec: heatmap codec; sets the crop's size.
-        network: called without arguments, returns the network.
-        weights: file with the backbone's ImageNet weights, a timm state_dict; None trains from scratch.
+        codec: Heatmap or SimCC; sets the crop's size and the loss.
+        network: called with the codec, returns the network.
+        weights: file with the backbone's ImageNet weights, a timm state_dict, or a whole model with quantizers; None trains
+            from scratch.
+        weight_bits: as of `LowBit`, and so act_bits, layers, asymmetric and perturb.
         augmentation: of the training crops.
-        flip_test: average the heatmaps of the crop and of its mirror image.
-        shift_heatmap: move the mirror image's heatmaps one cell to the right before. A joint at x is at w - 1 - x in the
-            mirror, which is no whole number of cells away: without the shift, flipping moves the average 3/8 of a cell to
-            the left; with it, 1/8 to the right. On as in mmpose's HRNet configs.
+        flip_test: average the predictions for the crop and for its mirror image.
         score_threshold: of joints that count in a person's score.
         nms_threshold: OKS above which the lower-scored of two poses is dropped.
+        soft_nms: lower the scores of near copies instead of dropping them; nms_threshold is then the decay's.
     """
 
     root: str = "data/coco"
     limit: int | None = None
     detections: str | None = None
-    codec: Heatmap = Heatmap()
+    codec: Codec = Heatmap()
     network: Callable[..., nn.Module] = partial(HeatmapHRNet)
-    weights: str | None = None
     augmentation: Augmentation = Augmentation()
     flip_test: bool = True
-    shift_heatmap: bool = True
     score_threshold: float = 0.2
     nms_threshold: float = 0.9
+    soft_nms: bool = False
 
     name = "pose"
     metric = "AP"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.limit is not None and self.limit < 1:
             raise ValueError(f"limit must be >= 1 or None, got {self.limit}")
 
@@ -73,10 +73,14 @@ class PoseTask:
         people, _ = self._people(split)
         return PoseData(people, self.codec, self.augmentation if split == "train" else None)
 
+    def _files(self, split: str) -> tuple[Path, Path]:
+        """The annotation file and the folder of pictures of a split."""
+        root = sample.written() if self.root == SAMPLE else data_path(self.root)
+        return root / f"annotations/person_keypoints_{split}2017.json", root / f"{split}2017"
+
     def _people(self, split: str) -> tuple[list[Person], dict[str, Any]]:
         """The people of a split, and the ground truth that goes with them."""
-        root = sample.written() if self.root == SAMPLE else data_path(self.root)
-        source, pictures = root / f"annotations/person_keypoints_{split}2017.json", root / f"{split}2017"
+        source, pictures = self._files(split)
         how = "see README, section Data, for how to get COCO, or try --sample"
         annotations = read_json(source, how)
         if not isinstance(annotations, dict) or not {"images", "annotations"} <= annotations.keys():
@@ -85,7 +89,9 @@ class PoseTask:
             raise UserError(f"{pictures}: no such folder; {how}")
         if split == "val" and self.detections is not None:
             path = Path(self.detections)
-            people = detected_people(read_json(path, "task.detections is a COCO results file"), annotations, pictures)
+            people = detected_people(
+                read_json(path, "task.detections is a COCO results file"), annotations["images"], pictures, path
+            )
         else:
             people = annotated_people(annotations, pictures, source)
             if self.limit is not None:
@@ -98,38 +104,75 @@ class PoseTask:
             raise UserError(f"{source}: nobody to learn from: no person has a box and a labelled joint")
         return people, annotations
 
-    def build(self) -> nn.Module:
-        """The network, with the backbone's weights where a file is named."""
-        network = self.network()
-        if self.weights is not None:
-            path = Path(self.weights)
-            weights = checkpoint.load(path)
-            answer = network.backbone.load_state_dict(weights, strict=False)  # type: ignore[union-attr, operator]
-            if answer.missing_keys:
-                raise UserError(f"{path}: lacks {len(answer.missing_keys)} of the backbone's tensors: {answer.missing_keys[0]}")
-        return network
+    def plain(self, count: int) -> Tensor:
+        """The first people of "train" without augmentation, normalised, [count, 3, h, w]: to calibrate with."""
+        people, _ = self._people("train")
+        data = PoseData(people[:count], self.codec)
+        return normalised(torch.stack([data[i]["image"] for i in range(len(data))]))
 
-    def parameters(self, model: nn.Module) -> list[nn.Parameter]:
-        """All of them."""
-        return list(model.parameters())
+    def example(self) -> Tensor:
+        """An input of the network."""
+        width, height = self.codec.input_size
+        return torch.zeros(1, 3, height, width)
+
+    def build(self) -> nn.Module:
+        """The network, with the backbone's weights where a file is named, and quantizers if bits are given."""
+        network = self.network(codec=self.codec)
+        saved = checkpoint.weights(Path(self.weights)) if self.weights is not None else None
+        if saved is not None and not has_quantizers(saved):
+            answer = network.backbone.load_state_dict(saved, strict=False)  # type: ignore[union-attr, operator]
+            if answer.missing_keys:
+                missing = answer.missing_keys
+                raise UserError(f"{self.weights}: lacks {len(missing)} of the backbone's tensors: {missing[0]}")
+        return self.loaded(network, saved)
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Mean squared error over all cells of all heatmaps; those of joints without a weight count as 0."""
-        heatmaps = model(_normalised(batch["image"])).float()
-        return ((heatmaps - batch["target"]).square() * batch["weight"][:, :, None, None]).mean()
+        """The codec's loss."""
+        return self.codec.loss(model(normalised(batch["image"])).float(), batch["target"], batch["weight"])
 
-    def evaluate(self, model: nn.Module, batches: Iterable[Batch]) -> dict[str, float]:
-        """COCO's ten figures."""
+    def evaluate(self, model: nn.Module, batches: Iterable[Batch], out: Path | None = None) -> dict[str, float]:
+        """COCO's ten figures.
+
+        Into `out` go predictions.png, the worst and the best poses, and errors.png and errors.json, where the errors are.
+        """
         people, annotations = self._people("val")
         found = self.results(model, batches, people)
+        if out is not None:
+            report = evaluate.error_report(annotations, found)
+            log.write_json(out / "errors.json", report)
+            draw.error_picture(out / "errors.png", report)
+            draw.write(out / "predictions.png", self._worst_and_best(annotations, found))
         return evaluate.coco_figures(annotations, found)
+
+    def _worst_and_best(self, annotations: dict[str, Any], found: list[dict[str, Any]], count: int = 8) -> NDArray[np.uint8]:
+        """A contact sheet of the people whose poses are least and most like the annotated ones, which are drawn in white."""
+        _, pictures = self._files("val")
+        files = {image["id"]: pictures / image["file_name"] for image in annotations["images"]}
+        people, poses, oks = evaluate.matched(annotations, found)
+        whole = [i for i in np.argsort(oks) if people[i]["num_keypoints"] >= _WHOLE] or list(np.argsort(oks))
+        rows = []
+        for title, chosen in (("worst", whole[:count]), ("best", whole[::-1][:count])):
+            tiles = []
+            for i in chosen:
+                picture = read_picture(files[people[i]["image_id"]])
+                truth = np.array(people[i]["keypoints"], dtype=np.float64).reshape(-1, 3)
+                centre, extent = transforms.box_to_centre(np.array(people[i]["bbox"], dtype=np.float64))
+                matrix = transforms.affine(centre, transforms.fit_aspect(extent, _TILE), 0.0, _TILE)
+                tile = transforms.crop(picture, matrix, _TILE)
+                seen = np.where(truth[:, 2] > 0, 1.0, -1.0)
+                tile = draw.skeleton(tile, transforms.apply(matrix, truth[:, :2]), seen, thick=1.0, colour=draw.WHITE)
+                scores = np.where(truth[:, 2] > 0, np.maximum(poses[i, :, 2], 0.5), -1.0)  # unsure, yet to be seen
+                tile = draw.skeleton(tile, transforms.apply(matrix, poses[i, :, :2]), scores, thick=2.5)
+                tiles.append((f"OKS {oks[i]:.2f}", tile))
+            rows.append((f"{title} of {len(people)}; white: annotated", tiles))
+        return draw.contact_sheet(rows)
 
     def results(self, model: nn.Module, batches: Iterable[Batch], people: list[Person]) -> list[dict[str, Any]]:
         """COCO keypoint results of the people, whose crops come in batches."""
         indices, joints, joint_scores = [], [], []
         for batch in batches:
-            heatmaps = self._heatmaps(model, _normalised(batch["image"]))
-            keypoints, scores = self.codec.decode(heatmaps.float().cpu().numpy())
+            prediction = self._prediction(model, normalised(batch["image"]))
+            keypoints, scores = self.codec.decode(prediction.float().cpu().numpy())
             indices.append(batch["index"].cpu().numpy())
             joints.append(keypoints)
             joint_scores.append(scores)
@@ -146,18 +189,20 @@ class PoseTask:
             extents.prod(axis=2)[:, 0],
             score_threshold=self.score_threshold,
             nms_threshold=self.nms_threshold,
+            soft_nms=self.soft_nms,
         )
 
-    def _heatmaps(self, model: nn.Module, images: Tensor) -> Tensor:
-        heatmaps = model(images)
+    def predict(self, model: nn.Module, people: list[Person], device: torch.device) -> list[dict[str, Any]]:
+        """COCO keypoint results of people in any pictures, one crop at a time."""
+        data = PoseData(people, self.codec)
+        batches = ({key: value[None].to(device) for key, value in data[i].items()} for i in range(len(data)))
+        model.eval()
+        with torch.no_grad():
+            return self.results(model, batches, people)
+
+    def _prediction(self, model: nn.Module, images: Tensor) -> Tensor:
+        prediction = model(images)
         if not self.flip_test:
-            return heatmaps
-        mirrored = model(images.flip(3)).flip(3)[:, torch.from_numpy(MIRRORED).to(images.device)]
-        if self.shift_heatmap:
-            mirrored = torch.cat([mirrored[..., :1], mirrored[..., :-1]], dim=3)
-        return (heatmaps + mirrored) / 2
-
-
-def _normalised(images: Tensor) -> Tensor:
-    """uint8 RGB [B, 3, h, w] as the network takes it."""
-    return (images.float() - _MEAN.to(images.device)) / _STD.to(images.device)
+            return prediction
+        mirrored = self.codec.unmirror(model(images.flip(3)))[:, torch.from_numpy(MIRRORED).to(images.device)]
+        return (prediction + mirrored) / 2

@@ -16,12 +16,15 @@ TITLES = {
 }
 
 
+METRICS = {"top1": "top-1"}  # as they are printed
+
+
 def write(out: Path, result: dict[str, Any]) -> str:
     """Write report.json, report.md and report.png into a folder; the report's text."""
     log.write_json(out / "report.json", result)
     text = _text(result)
     (out / "report.md").write_text(text)
-    _draw(out / "report.png", result["stages"])
+    _draw(out / "report.png", result["stages"], result["metric"])
     return text
 
 
@@ -30,16 +33,17 @@ def _text(result: dict[str, Any]) -> str:
     stages, sharpness, machine = result["stages"], result["sharpness"], result["machine"]
     convolutions = result["kernels"].get("QLinearConv", 0)
     others = sum(count for kernel, count in result["kernels"].items() if kernel in ("Conv", "FusedConv", "ConvInteger"))
-    rows = [f"| {TITLES[stage]} | {s['top1']:.4f} | {s['size_mb']:.2f} |" for stage, s in stages.items()]
+    metric = result["metric"]
+    rows = [f"| {TITLES[stage]} | {s[metric]:.4f} | {s['size_mb']:.2f} |" for stage, s in stages.items()]
     smaller = stages["float"]["size_mb"] / stages["onnx"]["size_mb"]
     lines = [
         f"# W{bits['weight']}A{bits['act']} of {result['config']}",
         "",
-        "| stage | top-1 | MB |",
+        f"| stage | {METRICS.get(metric, metric)} | MB |",
         "|---|---|---|",
         *rows,
         "",
-        f"- agreement of ONNX Runtime with the fake-quantized model: {result['agreement']:.4f} of the test images",
+        f"- agreement of ONNX Runtime with the fake-quantized model: {result['agreement']:.4f} of the test set",
         f"- size: the file is {smaller:.2f} times smaller than the float file",
         f"- latency at batch 1, one thread: {latency['float']:.3f} ms float, {latency['low_bit']:.3f} ms low-bit,"
         f" {latency['float'] / latency['low_bit']:.2f} times faster",
@@ -57,14 +61,14 @@ def _text(result: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _draw(path: Path, stages: dict[str, dict[str, float]]) -> None:
+def _draw(path: Path, stages: dict[str, dict[str, float]], metric: str) -> None:
     import matplotlib.figure
 
     figure = matplotlib.figure.Figure(figsize=(6, 4), layout="constrained")
     panel = figure.subplots()
     for stage, values in stages.items():
-        panel.plot(values["size_mb"], values["top1"], "o", label=TITLES[stage])
-    panel.set(xscale="log", xlabel="MB", ylabel="top-1")
+        panel.plot(values["size_mb"], values[metric], "o", label=TITLES[stage])
+    panel.set(xscale="log", xlabel="MB", ylabel=METRICS.get(metric, metric))
     panel.grid(alpha=0.3)
     panel.legend(fontsize=8)
     figure.savefig(path, dpi=110)

@@ -14,16 +14,18 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, default_collate
 
 from tasks import checkpoint, engine
 from tasks.base import UserError
 from tasks.config import Config
+from tasks.loading import Seeded
 from tasks.quant import export
 from tasks.quant.calibrate import calibrate, reestimate_batch_norm
+from tasks.quant.lowbit import LowBit, normalised
 from tasks.quant.prepare import QuantLayer, not_quantized
+from tasks.quant.report import METRICS
 from tasks.quant.sharpness import effect
-from tasks.quant.task import QuantTask, normalised, scores
 
 CALIBRATION = 256  # images that set the step sizes, and the ranges of 8-bit edges
 STATISTICS = 1024  # images that re-estimate BatchNorm
@@ -56,9 +58,10 @@ def run(
         UserError: something the user can put right.
     """
     task = config.task
-    if not isinstance(task, QuantTask) or not task.quantized:
+    if not isinstance(task, LowBit) or not task.quantized:
         raise UserError(f"{name}: not a config with task.weight_bits and task.act_bits")
-    float_task = replace(task, weight_bits=None, act_bits=None, weights=None, distill=0.0)
+    float_task, metric = task.in_float(), task.metric
+    title = METRICS.get(metric, metric)
     stages: dict[str, dict[str, float]] = {}
     out.mkdir(parents=True, exist_ok=True)
 
@@ -72,7 +75,7 @@ def run(
     checkpoint.load_weights(model, float_checkpoint)
     model.to(device)
     stages["float"] = _measured(config, model, device)
-    say(f"      top-1 {stages['float']['top1']:.4f}")
+    say(f"      {title} {stages['float'][metric]:.4f}")
 
     say(f"[2/3] W{task.weight_bits}A{task.act_bits}: calibration, then training")
     quantized = task.quantize(model.cpu()).to(device)
@@ -83,33 +86,36 @@ def run(
     stages["ptq"] = _measured(config, quantized, device)
     reestimate_batch_norm(quantized, statistics)
     stages["ptq_bn"] = _measured(config, quantized, device)
-    say(f"      top-1 {stages['ptq']['top1']:.4f} calibrated, {stages['ptq_bn']['top1']:.4f} with BatchNorm re-estimated")
+    say(f"      {title} {stages['ptq'][metric]:.4f} calibrated, {stages['ptq_bn'][metric]:.4f} with BatchNorm re-estimated")
     start = out / "ptq.pt"
     checkpoint.save(start, {"model": quantized.state_dict()})
-    teacher = str(float_checkpoint) if task.distill else None
-    trained = replace(config, task=replace(task, weights=str(start), teacher=teacher))
+    trained = replace(config, task=task.starting(start, float_checkpoint))
     result = engine.train(trained, out / "qat", device=device, name=name)
     checkpoint.load_weights(quantized, out / "qat" / "last.pt")
     reestimate_batch_norm(quantized, statistics)
     stages["qat"] = _measured(config, quantized, device)
-    say(f"      top-1 {stages['qat']['top1']:.4f} trained, at {result['passes_per_step']:.2f} passes per step")
+    say(f"      {title} {stages['qat'][metric]:.4f} trained, at {result['passes_per_step']:.2f} passes per step")
 
     say("[3/3] ONNX file, in ONNX Runtime")
-    pixels, labels = _raw(config)
-    images = normalised(pixels)
+    val = DataLoader(task.dataset("val"), batch_size=_BATCH)
+    images = torch.cat([normalised(batch["image"]) for batch in val])
     ranges = [batch.cpu().numpy() for batch in calibration]
     export.export(model, out / "float.onnx", ranges[:1])
     export.export(quantized, out / "model.onnx", ranges)
-    low_bit = _logits(out / "model.onnx", images)
-    with torch.no_grad():
-        fake = torch.cat([quantized.eval()(batch.to(device)).cpu() for batch in images.split(_BATCH)])
-    stages["onnx"] = {"top1": scores(low_bit, labels)["top1"], "size_mb": (out / "model.onnx").stat().st_size / 1e6}
+    file = InRuntime(out / "model.onnx")
+    figures = engine.evaluate(replace(config, precision="fp32"), file, torch.device("cpu"))
+    stages["onnx"] = {metric: figures[metric], "size_mb": (out / "model.onnx").stat().st_size / 1e6}
     stages["float"]["size_mb"] = (out / "float.onnx").stat().st_size / 1e6
-    agreement = float((low_bit.argmax(1) == fake.argmax(1)).float().mean())
-    say(f"      top-1 {stages['onnx']['top1']:.4f}, agreement with the fake-quantized model {agreement:.4f}")
+    with torch.no_grad():
+        alike = [_best(file(x)) == _best(quantized.eval()(x.to(device)).cpu()) for x in images.split(_BATCH)]
+    agreement = float(torch.cat(alike).float().mean())
+    say(f"      {title} {stages['onnx'][metric]:.4f}, agreement with the fake-quantized model {agreement:.4f}")
     rho = float(getattr(config.sharpness, "keywords", {}).get("rho", 0.05))  # the usual one where the config has none
-    batch = {name: value[:_BATCH].to(device) for name, value in (("image", pixels), ("label", labels))}
+    train = Seeded(task.dataset("train"), config.seed)
+    items = min(_BATCH, len(task.dataset("train")))  # type: ignore[arg-type]
+    batch = {key: x.to(device) for key, x in default_collate([train[0, i] for i in range(items)]).items()}
     return {
+        "metric": metric,
         "stages": stages,
         "agreement": agreement,
         "latency_ms": _latency({"float": out / "float.onnx", "low_bit": out / "model.onnx"}, images[:1].numpy()),
@@ -129,29 +135,35 @@ def run(
 
 
 def _measured(config: Config, model: nn.Module, device: torch.device) -> dict[str, float]:
-    """Top-1 on the validation split, and the size of the weights stored in their bits."""
+    """The metric on the validation split, and the size of the weights stored in their bits."""
     bits = sum(
         (layer.weight_quantizer.bits - 32) * layer.layer.weight.numel()  # type: ignore[union-attr, operator]
         for layer in model.modules()
         if isinstance(layer, QuantLayer)
     ) + 32 * sum(p.numel() for p in model.parameters())
-    return {"top1": engine.evaluate(config, model, device)["top1"], "size_mb": bits / 8e6}
+    return {config.task.metric: engine.evaluate(config, model, device)[config.task.metric], "size_mb": bits / 8e6}
 
 
 def _batches(images: Tensor, device: torch.device) -> list[Tensor]:
     return [batch.to(device) for batch in images.split(_BATCH)]
 
 
-def _raw(config: Config) -> tuple[Tensor, Tensor]:
-    """Pixels and labels of the validation split."""
-    batches = list(DataLoader(config.task.dataset("val"), batch_size=256))
-    return torch.cat([b["image"] for b in batches]), torch.cat([b["label"] for b in batches])
+class InRuntime(nn.Module):
+    """A file in ONNX Runtime, for whom it is a model like any other."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self._session = export.session(path, threads=torch.get_num_threads())
+
+    def forward(self, images: Tensor) -> Tensor:
+        """The file's output."""
+        answer: Any = self._session.run(None, {export.INPUT: images.numpy()})[0]
+        return torch.from_numpy(answer)
 
 
-def _logits(path: Path, images: Tensor) -> Tensor:
-    run = export.session(path, threads=torch.get_num_threads())
-    outputs: Any = [run.run(None, {export.INPUT: batch.numpy()})[0] for batch in images.split(_BATCH)]
-    return torch.from_numpy(np.concatenate(outputs))
+def _best(outputs: Tensor) -> Tensor:
+    """The best class of an image [B, C], or the best cell of a heatmap [B, K, H, W]."""
+    return outputs.flatten(min(outputs.dim() - 1, 2)).argmax(-1)
 
 
 def _latency(files: dict[str, Path], image: Any, rounds: int = 200) -> dict[str, float]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
@@ -16,16 +16,11 @@ from torch.nn import functional as F
 from tasks import checkpoint, distributed, loading
 from tasks.base import Batch, UserError
 from tasks.quant import data
-from tasks.quant.prepare import QuantLayer, canonicalise, parameter_groups, prepare
-from tasks.quant.sharpness import AfterRounding
-
-# ImageNet's mean and standard deviation in RGB, 0 to 255: what timm's weights are trained with
-_MEAN = 255 * torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
-_STD = 255 * torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
+from tasks.quant.lowbit import LowBit, has_quantizers, normalised
 
 
 @dataclass(frozen=True)
-class QuantTask:
+class QuantTask(LowBit):
     """Learn to classify, and measure top-1.
 
     Args:
@@ -35,12 +30,8 @@ class QuantTask:
         classes: number of classes.
         stem: "model" leaves the first layers alone; "small" gives a resnet a 3x3 convolution of stride 1 and no pooling.
         side: of the crops, in pixels.
-        weight_bits: 2 to 8; None, with act_bits, trains in float.
-        act_bits: 2 to 8.
-        layers: name pattern -> (weight bits, activation bits), or None for float; the first and last layer have 8 bits.
-        asymmetric: learn an offset for activations (LSQ+).
+        weight_bits: as of `LowBit`, and so act_bits, layers, asymmetric and perturb.
         weights: checkpoint to start from: float, of ours or a plain timm state_dict, or one with these quantizers.
-        perturb: where a sharpness-aware step moves a fake-quantized weight: "latent" before rounding, "quantized" after.
         label_smoothing: in [0, 1).
         mixup: alpha of the Beta distribution; 0: off.
         cutout: side of one square hole in training crops; 0: none.
@@ -54,12 +45,6 @@ class QuantTask:
     classes: int = 10
     stem: Literal["model", "small"] = "model"
     side: int = 32
-    weight_bits: int | None = None
-    act_bits: int | None = None
-    layers: Mapping[str, tuple[int, int] | None] = field(default_factory=dict)
-    asymmetric: bool = False
-    weights: str | None = None
-    perturb: Literal["latent", "quantized"] = "latent"
     label_smoothing: float = 0.0
     mixup: float = 0.0
     cutout: int = 0
@@ -70,21 +55,13 @@ class QuantTask:
     metric = "top1"
 
     def __post_init__(self) -> None:
-        for name in ("weight_bits", "act_bits"):
-            bits = getattr(self, name)
-            if bits is not None and bits not in range(2, 9):
-                raise ValueError(f"{name} must be 2 to 8, or None for float, got {bits}")
+        super().__post_init__()
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"label_smoothing must lie in [0, 1), got {self.label_smoothing}")
         if not 0 <= self.distill <= 1:
             raise ValueError(f"distill must lie in [0, 1], got {self.distill}")
         if self.limit is not None and self.limit < 1:
             raise ValueError(f"limit must be >= 1 or None, got {self.limit}")
-
-    @property
-    def quantized(self) -> bool:
-        """Are layers fake-quantized?"""
-        return self.weight_bits is not None and self.act_bits is not None
 
     def dataset(self, split: str) -> data.Images:
         """Augmented crops of "train", plain ones of "val"."""
@@ -100,19 +77,25 @@ class QuantTask:
         seeded = loading.Seeded(images, seed=0)
         return normalised(torch.stack([seeded[0, i]["image"] for i in range(len(images))]))
 
+    def example(self) -> Tensor:
+        """An input of the model."""
+        return torch.zeros(1, 3, self.side, self.side)
+
+    def in_float(self) -> QuantTask:
+        """The task of the float model, from scratch and without a teacher."""
+        return replace(super().in_float(), distill=0.0)
+
+    def starting(self, weights: Path, teacher: Path) -> QuantTask:
+        """The task of the training, with its teacher if it has one."""
+        return replace(super().starting(weights, teacher), teacher=str(teacher) if self.distill else None)
+
     def build(self) -> nn.Module:
         """The timm model, with the weights of a file, and quantizers if bits are given."""
-        if (self.weight_bits is None) != (self.act_bits is None):
-            raise UserError("task.weight_bits and task.act_bits: give both, or neither for float")
         saved = checkpoint.weights(Path(self.weights)) if self.weights is not None else None
-        prepared = saved is not None and any(".weight_quantizer." in key for key in saved)
         model = self._float()
-        if saved is not None and not prepared:
+        if saved is not None and not has_quantizers(saved):
             checkpoint.fill(model, saved, Path(str(self.weights)))
-        if self.quantized:
-            model = self.quantize(model)
-        if saved is not None and prepared:
-            checkpoint.fill(model, saved, Path(str(self.weights)))
+        model = self.loaded(model, saved)
         if self.distill:
             if self.teacher is None:
                 raise UserError("task.distill: needs task.teacher, the checkpoint of a float model")
@@ -136,27 +119,6 @@ class QuantTask:
             model.maxpool = nn.Identity()
         return model
 
-    def quantize(self, model: nn.Module) -> nn.Module:
-        """A fake-quantized copy of a float model, step sizes not yet set."""
-        assert self.weight_bits is not None
-        assert self.act_bits is not None
-        model = canonicalise(model, torch.zeros(1, 3, self.side, self.side))
-        try:
-            model = prepare(
-                model, weight_bits=self.weight_bits, act_bits=self.act_bits, layers=self.layers, asymmetric=self.asymmetric
-            )
-        except ValueError as error:
-            raise UserError(f"task: {error}") from error
-        if self.perturb == "quantized":
-            for layer in model.modules():
-                if isinstance(layer, QuantLayer):
-                    layer.weight_quantizer = AfterRounding(layer.weight_quantizer)  # type: ignore[assignment]
-        return model
-
-    def parameters(self, model: nn.Module) -> list[Any]:
-        """The weights, last in order, so that a sampling rule monitors them; step sizes in a group that no ascent moves."""
-        return parameter_groups(model)[::-1] if self.quantized else list(model.parameters())
-
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Cross-entropy, mixed with the distance to the teacher."""
         images, labels = normalised(batch["image"]), batch["label"]
@@ -175,7 +137,7 @@ class QuantTask:
             loss = (1 - self.distill) * loss + self.distill * distance
         return loss
 
-    def evaluate(self, model: nn.Module, batches: Iterable[Batch]) -> dict[str, float]:
+    def evaluate(self, model: nn.Module, batches: Iterable[Batch], out: Path | None = None) -> dict[str, float]:
         """Top-1 and top-5 as shares, and the mean cross-entropy."""
         logits, labels = [], []
         for batch in batches:
@@ -192,8 +154,3 @@ def scores(logits: Tensor, labels: Tensor) -> dict[str, float]:
         "top5": float(best.any(dim=1).float().mean()),
         "loss": float(F.cross_entropy(logits, labels)),
     }
-
-
-def normalised(images: Tensor) -> Tensor:
-    """uint8 RGB [B, 3, h, w] as the network takes it."""
-    return (images.float() - _MEAN.to(images.device)) / _STD.to(images.device)

@@ -61,7 +61,8 @@ def test_train_then_eval(people: Path, tmp_path: Path) -> None:
     assert "\r" not in done.stdout + done.stderr
     assert "passes per step" in done.stdout
     files = {p.name for p in (tmp_path / "run").iterdir()}
-    assert files == {"run.json", "metrics.jsonl", "last.pt", "best.pt", "result.json", "curves.png"}
+    pictures = {"curves.png", "errors.png", "predictions.png"}
+    assert files == {"run.json", "metrics.jsonl", "last.pt", "best.pt", "result.json", "errors.json"} | pictures
     result = json.loads((tmp_path / "run/result.json").read_text())
     assert (result["seed"], result["steps"], result["task"], result["config"]) == (5, 4, "pose", SMALL)
     assert list(result["metrics"]) == ["AP", "AP50", "AP75", "APM", "APL", "AR", "AR50", "AR75", "ARM", "ARL"]
@@ -70,6 +71,75 @@ def test_train_then_eval(people: Path, tmp_path: Path) -> None:
     )  # fmt: skip
     assert again.returncode == 0, again.stderr
     assert json.loads(again.stdout.splitlines()[-1]) == result["metrics"]
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained network's checkpoint that goes with SMALL and TINY."""
+    import torch
+
+    from tasks.pose.model import HeatmapHRNet
+
+    file = tmp_path_factory.mktemp("weights") / "best.pt"
+    torch.save(HeatmapHRNet(widths=(4, 8, 8, 8), modules=(1, 1, 1), blocks=1).state_dict(), file)
+    return file
+
+
+TINY = FAST[-2:]
+
+
+def test_predict(
+    people: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Drawn pictures and COCO results: of whole pictures, of boxes, of two checkpoints side by side."""
+    pictures = [str(people / f"val2017/{number:012d}.jpg") for number in (3, 5)]
+    arguments = [SMALL, *TINY, "--checkpoint", str(weights), *pictures]
+    assert inside("predict", *arguments, "--out", "whole", cwd=tmp_path, monkeypatch=monkeypatch) == 0
+    assert "000000000003.jpg: 1 person" in capsys.readouterr().out
+    assert {file.name for file in (tmp_path / "whole").iterdir()} == {"keypoints.json", "000000000003.jpg", "000000000005.jpg"}
+    found = json.loads((tmp_path / "whole/keypoints.json").read_text())
+    assert [(pose["image_id"], len(pose["keypoints"]), pose["category_id"]) for pose in found] == [(3, 51, 1), (5, 51, 1)]
+    assert found[0]["file_name"] == pictures[0]
+    boxes = [
+        {"file_name": "000000000005.jpg", "bbox": [10, 10, 60, 90], "score": 0.5},
+        {"image_id": 5, "bbox": [60, 10, 60, 90], "score": 0.5},
+        {"image_id": 4, "bbox": [60, 10, 60, 90], "score": 0.5},
+    ]
+    (tmp_path / "boxes.json").write_text(json.dumps(boxes))
+    extra = ["--boxes", "boxes.json", "--compare", str(weights)]
+    assert inside("predict", *arguments, *extra, "task.soft_nms=True", cwd=tmp_path, monkeypatch=monkeypatch) == 0
+    folder = tmp_path / "runs/hrnet_small_arsam-predictions"
+    assert [pose["image_id"] for pose in json.loads((folder / "keypoints.json").read_text())] == [5, 5]
+    assert (folder / "keypoints.json").read_text() == (folder / "keypoints-compared.json").read_text()
+    assert "000000000003.jpg: 0 people" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([SMALL, "--checkpoint", "WEIGHTS"], "at least one picture"),
+        ([SMALL, *TINY, "gone.jpg", "--checkpoint", "WEIGHTS"], "gone.jpg: no such picture"),
+        ([SMALL, *TINY, "text.jpg", "--checkpoint", "WEIGHTS"], "text.jpg: not a readable picture"),
+        ([SMALL, "PICTURE", "--checkpoint", "WEIGHTS"], "does not fit the model of this config"),
+        ([SMALL, *TINY, "PICTURE", "--checkpoint", "WEIGHTS", "--boxes", "gone.json"], "gone.json: no such file"),
+        ([SMALL, *TINY, "PICTURE", "--checkpoint", "WEIGHTS", "--boxes", "empty.json"], "empty.json: no person's box"),
+        ([str(ROOT / "configs/quant/resnet18_w4a4_sgd.py"), "PICTURE", "--checkpoint", "WEIGHTS"], "not a config of the pose"),
+    ],
+)
+def test_mistakes_in_predicting(
+    arguments: list[str], message: str, people: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """Exit code 2, one line that names the culprit, and nothing written."""
+    (tmp_path / "text.jpg").write_text("no picture")
+    (tmp_path / "empty.json").write_text("[]")
+    names = {"PICTURE": str(people / "val2017/000000000001.jpg"), "WEIGHTS": str(weights)}
+    arguments = [names.get(word, word) for word in arguments]
+    assert inside("predict", *arguments, cwd=tmp_path, monkeypatch=monkeypatch) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.strip().splitlines()) <= 2
+    assert not (tmp_path / "runs").exists()
 
 
 def test_default_folders(people: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,6 +269,22 @@ def test_quantize(tmp_path: Path) -> None:
     again = call("quantize", "--out", "run", cwd=tmp_path)
     assert again.returncode == 2
     assert "already holds a run" in again.stderr
+
+
+def test_quantize_a_pose_network(people: Path, tmp_path: Path) -> None:
+    """The same stages, measured in AP; the file agrees with the fake-quantized network. Kills: top-1 of heatmaps."""
+    config = str(ROOT / "configs/pose/hrnet_small_w8a8_arsam.py")
+    tiny = [f"task.root={people}", *FAST, "epochs=1", "pretraining.epochs=2", "pretraining.num_workers=0"]
+    done = call("quantize", config, *tiny, "--out", "run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "run/report.json").read_text())
+    assert report["metric"] == "AP"
+    assert list(report["stages"]) == ["float", "ptq", "ptq_bn", "qat", "onnx"]
+    for stage in report["stages"].values():
+        assert set(stage) == {"AP", "size_mb"}
+    assert report["stages"]["onnx"]["AP"] == pytest.approx(report["stages"]["qat"]["AP"], abs=0.01)
+    assert report["agreement"] > 0.1, "chance, for the flat heatmaps of so little training, is 1 in 768"
+    assert "| stage | AP | MB |" in (tmp_path / "run/report.md").read_text()
 
 
 @pytest.mark.parametrize(

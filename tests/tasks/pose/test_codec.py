@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks.pose.codec import Heatmap
+from tasks.pose.codec import Heatmap, SimCC
 
 
 def painted(keypoint: np.ndarray, sigma: float, width: int, height: int, unbiased: bool) -> tuple[np.ndarray, float]:
@@ -83,3 +84,105 @@ def test_bad_settings() -> None:
         Heatmap(sigma=0)
     with pytest.raises(ValueError, match="odd"):
         Heatmap(blur=10)
+
+
+def labels(keypoint: np.ndarray, codec: SimCC) -> tuple[np.ndarray, float]:
+    """One joint's labels, bin by bin."""
+    sigmas = codec.sigma if isinstance(codec.sigma, tuple) else (codec.sigma, codec.sigma)
+    parts, weight = [], 1.0
+    for value, side, sigma in zip(keypoint, codec.input_size, sigmas, strict=True):
+        count, centre = int(side * codec.split_ratio), int(np.around(value * codec.split_ratio))
+        if codec.smoothing is None:
+            if centre - 3 * sigma >= count or centre + 3 * sigma + 1 < 0:
+                weight = 0.0
+            parts.append([np.exp(-((i - centre) ** 2) / (2 * sigma**2)) / (sigma * np.sqrt(2 * np.pi)) for i in range(count)])
+        else:
+            if not 0 <= centre < count:
+                weight = 0.0
+            parts.append([1 - codec.smoothing if i == centre else codec.smoothing / (count - 1) for i in range(count)])
+    return np.concatenate(parts), weight
+
+
+@pytest.mark.parametrize(
+    "codec",
+    [
+        SimCC((48, 64), sigma=3.0),
+        SimCC((48, 64), split_ratio=3.0, sigma=(2.0, 2.5)),
+        SimCC((48, 64), smoothing=0.1),
+        SimCC((48, 64), smoothing=0.0),
+    ],
+)
+def test_simcc_labels_equal_the_loops(codec: SimCC) -> None:
+    """Kills: labels of sum 1, sigmas swapped, the joint's own bin smoothed twice, weights of joints far outside."""
+    rng = np.random.default_rng(0)
+    keypoints = rng.uniform(-25, 90, (60, 2)).astype(np.float32)
+    labelled = rng.random(60) > 0.2
+    target, weights = codec.encode(keypoints, labelled)
+    assert target.shape == (60, sum(codec.bins))
+    for k in range(60):
+        expected, weight = labels(keypoints[k], codec)
+        assert weights[k] == weight * labelled[k]
+        np.testing.assert_allclose(target[k], expected * weights[k], atol=1e-6)
+    assert 0 < weights.sum() < labelled.sum(), "every case must occur"
+
+
+@given(x=st.floats(0, 95), y=st.floats(0, 127), smoothing=st.sampled_from([None, 0.1]))
+@settings(max_examples=60, deadline=None)
+def test_simcc_round_trip(x: float, y: float, smoothing: float | None) -> None:
+    """Within half a bin, a quarter of a pixel. Kills: x and y swapped, a ratio off, bins counted from the middle."""
+    codec = SimCC((96, 128), sigma=3.0, smoothing=smoothing)
+    keypoints = np.array([[x, y]], dtype=np.float32)
+    target, weights = codec.encode(keypoints, np.array([True]))
+    decoded, scores = codec.decode(target[None])
+    assert weights[0] == 1
+    assert np.abs(decoded[0] - keypoints).max() <= 0.25 + 1e-5
+    assert scores[0, 0] == pytest.approx(0.9 if smoothing else 1 / (3 * np.sqrt(2 * np.pi)), rel=1e-5)
+
+
+def test_simcc_score_is_the_smaller_one() -> None:
+    """Of the two largest logits; without a positive one the bins are (-1, -1). Kills: the larger, their mean."""
+    codec = SimCC((4, 4), split_ratio=1.0)
+    logits = np.array([[[0, 2, 0, 0, 0, 0, 0, 5], [0, 2, 0, 0, -1, -1, -3, -1]]], dtype=np.float32)
+    decoded, scores = codec.decode(logits)
+    np.testing.assert_array_equal(scores, [[2, -1]])
+    np.testing.assert_array_equal(decoded, [[[1, 3], [-1, -1]]])
+
+
+def test_simcc_loss_by_hand() -> None:
+    """The bins' mean, the batch's sum, the joints' mean. Kills: a mean over the batch, a sum over the bins, no weights."""
+    codec = SimCC((3, 5), split_ratio=1.0)
+    rng = np.random.default_rng(0)
+    logits = rng.normal(0, 1, (2, 4, 8))
+    target = np.stack([codec.encode(rng.uniform(0, 3, (4, 2)).astype(np.float32), np.ones(4, bool))[0] for _ in range(2)])
+    target[0, 0, :2] = 0.0  # 0 log 0 is 0
+    weight = np.array([[1, 1, 0, 1], [1, 0, 0, 1.0]])
+    expected = 0.0
+    for b in range(2):
+        for k in range(4):
+            for bins in (slice(0, 3), slice(3, 8)):
+                q, p = logits[b, k, bins], target[b, k, bins]
+                log_q = q - np.log(np.exp(q).sum())
+                terms = [pi * (np.log(pi) - li) if pi > 0 else 0.0 for pi, li in zip(p, log_q, strict=True)]
+                expected += weight[b, k] * np.mean(terms) / 4
+    loss = codec.loss(*(torch.tensor(a, dtype=torch.float64) for a in (logits, target, weight)))
+    assert loss.item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_simcc_of_a_mirrored_crop() -> None:
+    """Columns turn round, rows stay: to the bin that w - 1 - x leaves. Kills: rows flipped, bins of both axes mixed up."""
+    codec = SimCC((96, 128), sigma=3.0)
+    keypoints = np.array([[20.0, 100.0], [60.5, 3.0]], dtype=np.float32)
+    target, _ = codec.encode((keypoints * [-1, 1] + [95, 0]).astype(np.float32), np.ones(2, bool))
+    decoded, _ = codec.decode(codec.unmirror(torch.from_numpy(target)[None]).numpy())
+    np.testing.assert_allclose(decoded[0], keypoints + np.array([0.5, 0.0]))
+
+
+def test_bad_simcc_settings() -> None:
+    """Errors name the rule."""
+    for settings_, message in (
+        ({"sigma": (1.0, 0.0)}, "sigma"),
+        ({"split_ratio": 0.0}, "split_ratio"),
+        ({"smoothing": 1.0}, "smoothing"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            SimCC(**settings_)  # type: ignore[arg-type]

@@ -109,3 +109,100 @@ def test_rescoring() -> None:
     found = evaluate.results(np.array([1, 2]), keypoints, scores, np.array([0.5, 1.0]), np.full(2, 100.0))
     assert [f["score"] for f in found] == pytest.approx([0.5 * 0.7, 0.0])
     assert found[0]["keypoints"][2::3][:3] == [0.9, 0.5, 0.1]
+
+
+@pytest.mark.parametrize("jitter", [0.0, 3.0, 10.0])
+@pytest.mark.parametrize("seed", range(4))
+def test_evaluators_agree_on_hard_cases(jitter: float, seed: int) -> None:
+    """Crowds with people found in them, pictures without anybody, ids from 0 or far off, equal scores, 25 poses in a picture.
+
+    Kills: a crowd that counts as missed, an unlabelled person that counts as one.
+    """
+    rng = np.random.default_rng(seed)
+    truth = people(24, rng, first_id=[0, 0, 1, 10_000][seed])
+    truth["images"].append({"id": 99, "width": 10, "height": 10, "file_name": "empty.jpg"})
+    found = fed_back(truth, jitter, rng)
+    crowd = truth["annotations"][2]
+    found.append({"image_id": crowd["image_id"], "category_id": 1, "keypoints": crowd["keypoints"], "score": 0.99})
+    found.append({"image_id": 99, "category_id": 1, "keypoints": [5.0] * 51, "score": 0.5})
+    found += [{**found[0], "score": 0.25} for _ in range(25)]
+    figures = [evaluate.coco_figures(truth, found, backend) for backend in ("pycocotools", "faster-coco-eval")]
+    assert figures[0] == pytest.approx(figures[1], abs=1e-12)
+    assert figures[0]["AR"] == 1.0 if jitter == 0 else 0 < figures[0]["AP"] < 1
+    sizes = [evaluate.ap_by_size(truth, found, backend) for backend in ("pycocotools", "faster-coco-eval")]
+    assert sizes[0] == pytest.approx(sizes[1], abs=1e-12)
+
+
+def test_ap_by_size() -> None:
+    """A class is good where its people are found. Kills: edges that are areas, classes shifted by one."""
+    rng = np.random.default_rng(0)
+    truth = people(40, rng)
+    for i, annotation in enumerate(truth["annotations"]):
+        annotation["area"] = [50.0, 100.0][i % 2] ** 2
+    found = fed_back(truth, 0.0, rng)
+    for pose in found:
+        owner = next(a for a in truth["annotations"] if a["keypoints"] == pose["keypoints"])
+        if owner["area"] == 100.0**2:
+            pose["keypoints"] = [v + 500 for v in pose["keypoints"]]
+    by_size = evaluate.ap_by_size(truth, found)
+    assert set(by_size) == {"0-64", "96-128"}
+    assert by_size["0-64"] == 1.0
+    assert by_size["96-128"] == 0.0
+
+
+def test_soft_nms_by_hand() -> None:
+    """The best as it is, its copy lowered by exp(-1 / threshold), a stranger hardly. Kills: dropped poses, a linear decay."""
+    rng = np.random.default_rng(0)
+    base = rng.uniform(0, 100, (17, 2))
+    keypoints = np.stack([base, base, base + 60])
+    taken, scores = evaluate.soft_oks_nms(keypoints, np.array([0.8, 0.9, 0.5]), np.full(3, 1000.0), 0.9)
+    assert taken == [1, 2, 0]
+    assert scores[0] == 0.9
+    assert scores[1] == pytest.approx(0.5, rel=1e-3)
+    assert scores[2] == pytest.approx(0.8 * np.exp(-1 / 0.9), rel=1e-3)
+    assert evaluate.soft_oks_nms(keypoints, np.array([0.8, 0.9, 0.5]), np.full(3, 1000.0), 0.9, most=2)[0] == [1, 2]
+
+
+def test_soft_nms_in_the_results() -> None:
+    """Copies stay, with lower scores. Kills: scores of the wrong poses, or of another picture's."""
+    keypoints, scores = np.zeros((4, 17, 2)), np.full((4, 17), 0.5)
+    keypoints[3] = 1000.0
+    arguments = (np.array([7, 4, 4, 4]), keypoints, scores, np.array([0.2, 0.6, 1.0, 0.8]), np.full(4, 100.0))
+    hard = evaluate.results(*arguments)
+    soft = evaluate.results(*arguments, soft_nms=True)
+    assert [pose["score"] for pose in hard] == pytest.approx([0.5, 0.4, 0.1])
+    assert [pose["score"] for pose in soft] == pytest.approx([0.5, 0.4, 0.3 * np.exp(-1 / 0.9), 0.1])
+
+
+def test_errors_by_hand() -> None:
+    """Distances over the box's larger side; unlabelled joints nan, people without a pose inf; the pose of the largest OKS.
+
+    Kills: the smaller side, the first pose of a picture in place of the best, unlabelled joints as missed.
+    """
+    truth = people(2, np.random.default_rng(0))
+    person, absent = truth["annotations"]
+    person.update(keypoints=[10.0, 10.0, 2] * 17, bbox=[0, 0, 50, 100], area=3000.0, num_keypoints=16)
+    person["keypoints"][3:6] = [0, 0, 0]
+    absent.update(keypoints=[10.0, 10.0, 2] * 17, num_keypoints=17, image_id=7)
+    near, far = [13.0, 14.0, 0.9] * 17, [60.0, 14.0, 0.9] * 17
+    found = [{"image_id": 1, "category_id": 1, "keypoints": k, "score": 0.5} for k in (far, near)]
+    matches = evaluate.matched(truth, found)
+    errors = matches.errors()
+    assert np.isnan(errors[0, 1])
+    np.testing.assert_allclose(np.delete(errors[0], 1), 0.05)
+    assert np.isinf(errors[1]).all()
+    assert matches.oks[1] == 0 < matches.oks[0]
+    assert evaluate.pck(errors, 0.051) == pytest.approx(16 / 33)
+    assert evaluate.pck(errors, 0.049) == 0
+
+
+def test_error_report_of_the_truth() -> None:
+    """Nothing is missed. Kills: joints under a neighbour's name, an area above 1."""
+    rng = np.random.default_rng(0)
+    truth = people(12, rng)
+    for annotation in truth["annotations"]:
+        annotation["keypoints"][3 * 16 :] = [0, 0, 0]  # nobody's right ankle is labelled
+    report = evaluate.error_report(truth, fed_back(truth, 0.0, rng))
+    assert report["pck"] == report["auc"] == 1.0
+    assert set(report["joints"]) == set(evaluate.KEYPOINTS[:16])
+    assert all(joint["pck"] == 1 and joint["median_error"] == 0 for joint in report["joints"].values())

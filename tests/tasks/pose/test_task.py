@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,15 +14,17 @@ import torch
 from torch import nn
 
 from tasks.base import UserError
-from tasks.pose import sample, transforms
-from tasks.pose.codec import Heatmap
+from tasks.pose import draw, sample, transforms
+from tasks.pose.codec import Codec, Heatmap, SimCC
 from tasks.pose.data import MIRRORED, Person, PoseData, annotated_people
-from tasks.pose.model import HeatmapHRNet
+from tasks.pose.model import HeatmapHRNet, SimCCNet, hrnet, resnet
 from tasks.pose.task import PoseTask
 
 SMALL = partial(HeatmapHRNet, "hrnet_w32", widths=(8, 16, 32, 64), modules=(1, 1, 1), blocks=1)
 MEAN = torch.tensor([123.675, 116.28, 103.53]).view(3, 1, 1)
 STD = torch.tensor([58.395, 57.12, 57.375]).view(3, 1, 1)
+FLAT = partial(hrnet, widths=(4, 8, 8, 8), modules=(1, 1, 1), blocks=1)
+FLAT_HEATMAPS = partial(HeatmapHRNet, widths=(4, 8, 8, 8), modules=(1, 1, 1), blocks=1)
 CODEC = Heatmap((96, 128), (24, 32), sigma=1.5, unbiased=True)
 
 
@@ -38,35 +41,35 @@ def batches(data: PoseData, size: int = 5) -> Any:
 
 
 class Oracle(nn.Module):
-    """Knows the truth: heatmaps of the annotated joints, of a crop and of its mirror image."""
+    """Knows the truth: targets of the annotated joints, of a crop and of its mirror image."""
 
-    def __init__(self, data: PoseData, codec: Heatmap) -> None:
+    def __init__(self, data: PoseData, codec: Codec) -> None:
         super().__init__()
-        self.maps: dict[bytes, torch.Tensor] = {}
+        self.targets: dict[bytes, torch.Tensor] = {}
         for i, person in enumerate(data.people):
             centre, extent = transforms.box_to_centre(person.box)
             matrix = transforms.affine(centre, transforms.fit_aspect(extent, codec.input_size), 0.0, codec.input_size)
             points, labelled = transforms.apply(matrix, person.keypoints[:, :2]), person.keypoints[:, 2] > 0
             image = data[i]["image"]
-            self.maps[image.numpy().tobytes()] = torch.from_numpy(codec.encode(points.astype(np.float32), labelled)[0])
+            self.targets[image.numpy().tobytes()] = torch.from_numpy(codec.encode(points.astype(np.float32), labelled)[0])
             mirrored = (points * [-1, 1] + [codec.input_size[0] - 1, 0])[MIRRORED].astype(np.float32)
-            heatmaps, _ = codec.encode(mirrored, labelled[MIRRORED])
-            self.maps[image.flip(2).numpy().tobytes()] = torch.from_numpy(heatmaps)
+            target, _ = codec.encode(mirrored, labelled[MIRRORED])
+            self.targets[image.flip(2).numpy().tobytes()] = torch.from_numpy(target)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         pixels = (images * STD + MEAN).round().to(torch.uint8)
-        return torch.stack([self.maps[image.numpy().tobytes()] for image in pixels])
+        return torch.stack([self.targets[image.numpy().tobytes()] for image in pixels])
 
 
 def test_flipping_moves_no_joint(root: Path) -> None:
     """Kills: heatmaps of the mirror image that are averaged where they do not lie."""
     bias = {}
     for flip, shift in ((False, True), (True, True), (True, False)):
-        task = PoseTask(root=str(root), codec=CODEC, flip_test=flip, shift_heatmap=shift)
+        task = PoseTask(root=str(root), codec=replace(CODEC, shift_heatmap=shift), flip_test=flip)
         data = task.dataset("val")
         model = Oracle(data, CODEC)
         crops = torch.stack([data[i]["image"] for i in range(len(data))])
-        decoded, _ = CODEC.decode(task._heatmaps(model, (crops - MEAN) / STD).numpy())
+        decoded, _ = CODEC.decode(task._prediction(model, (crops - MEAN) / STD).numpy())
         seen = np.array([person.keypoints[:, 2] > 0 for person in data.people])
         bias[flip, shift] = decoded[seen][:, 0]
     shifted, unshifted = (float(np.median(bias[True, s] - bias[False, True])) for s in (True, False))
@@ -74,12 +77,14 @@ def test_flipping_moves_no_joint(root: Path) -> None:
     assert unshifted == pytest.approx(-4 * 3 / 8, abs=0.2)
 
 
+@pytest.mark.parametrize("codec", [CODEC, SimCC((96, 128), sigma=3.0)])
 @pytest.mark.parametrize("flip_test", [False, True])
-def test_the_truth_scores_full_marks(root: Path, flip_test: bool) -> None:
+def test_the_truth_scores_full_marks(root: Path, flip_test: bool, codec: Codec) -> None:
     """Crop, encode, flip, decode and map back are one another's inverses. Kills: any slip in the geometry or the flip."""
-    task = PoseTask(root=str(root), codec=CODEC, flip_test=flip_test)
+    # Scores of true SimCC labels lie below the threshold that is meant for logits.
+    task = PoseTask(root=str(root), codec=codec, flip_test=flip_test, score_threshold=0.0)
     data = task.dataset("val")
-    figures = task.evaluate(Oracle(data, CODEC), batches(data))
+    figures = task.evaluate(Oracle(data, codec), batches(data))
     assert figures["AP"] > 0.98, figures
 
 
@@ -105,6 +110,50 @@ def test_detections(root: Path, tmp_path: Path) -> None:
     found = task.results(Oracle(annotated, CODEC), batches(data), data.people)
     assert len(found) == 12
     assert 0.5 < found[0]["score"] <= 0.9
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({}, "no person's box"),
+        ({"images": []}, "not a COCO results file"),
+        ([{"image_id": 1, "bbox": [0, 0, 9]}], "not a COCO results file"),
+        ([{"image_id": 1, "bbox": [0, 0, 9, 9]}], "KeyError 'score'"),
+        ([{"image_id": 1, "bbox": [0, 0, 9, 9], "score": 1, "category_id": 3}], "no person's box"),
+        ([{"image_id": 77, "bbox": [0, 0, 9, 9], "score": 1}], "no person's box"),
+    ],
+)
+def test_broken_detections(root: Path, tmp_path: Path, content: Any, message: str) -> None:
+    """The error names the file and the rule."""
+    file = tmp_path / "detections.json"
+    file.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=rf"detections\.json: .*{message}"):
+        PoseTask(root=str(root), codec=CODEC, detections=str(file)).dataset("val")
+
+
+def test_pictures_of_an_evaluation(root: Path, tmp_path: Path) -> None:
+    """With a folder, and the same figures. Kills: joints drawn in the picture's place of the crop's."""
+    task = PoseTask(root=str(root), codec=CODEC)
+    data = task.dataset("val")
+    oracle = Oracle(data, CODEC)
+    assert task.evaluate(oracle, batches(data), tmp_path) == task.evaluate(oracle, batches(data))
+    assert {file.name for file in tmp_path.iterdir()} == {"errors.json", "errors.png", "predictions.png"}
+    assert json.loads((tmp_path / "errors.json").read_text())["pck"] > 0.99
+    _, annotations = task._people("val")
+    found = task.results(oracle, batches(data), data.people)
+    sheet = task._worst_and_best(annotations, found, 3)
+    assert sheet.shape == (2 * (256 + 22), 3 * (192 + 3), 3)
+    moved = [{**pose, "keypoints": [v + 9 for v in pose["keypoints"]]} for pose in found]
+    white = [(task._worst_and_best(annotations, f, 3) == draw.WHITE).all(axis=2).sum() for f in (found, moved)]
+    assert white[0] + 200 < white[1], "a true pose hides the truth"
+
+
+def test_predict(root: Path) -> None:
+    """People of any pictures, one by one: what `results` says of a split. Kills: crops of another box."""
+    task = PoseTask(root=str(root), codec=CODEC)
+    data = task.dataset("val")
+    oracle = Oracle(data, CODEC)
+    assert task.predict(oracle, data.people, torch.device("cpu")) == task.results(oracle, batches(data), data.people)
 
 
 def test_training_items(root: Path) -> None:
@@ -162,6 +211,63 @@ def test_every_parameter_gets_a_gradient() -> None:
     assert all(p.grad is not None for p in model.parameters())
     weights = torch.cat([m.weight.flatten() for m in model.modules() if isinstance(m, nn.Conv2d)])
     assert 0.0009 < float(weights.detach().std()) < 0.0011
+
+
+@pytest.mark.parametrize(
+    ("backbone", "deconvs"),
+    [
+        (partial(resnet, "resnet18"), (32, 32)),
+        (partial(resnet, "resnet18", stages=3), (32,)),
+        (partial(resnet, "resnet18"), ()),
+        (partial(hrnet, widths=(4, 8, 8, 8), modules=(1, 1, 1), blocks=1), ()),
+    ],
+)
+def test_simcc_networks(backbone: Any, deconvs: tuple[int, ...]) -> None:
+    """Logits of every bin whatever the backbone's stride, and a gradient for every parameter."""
+    codec = SimCC((96, 128), sigma=3.0)
+    model = SimCCNet(codec, backbone, deconvs)
+    logits = model(torch.randn(2, 3, 128, 96))
+    assert logits.shape == (2, 17, 192 + 256)
+    logits.square().mean().backward()
+    assert all(p.grad is not None for p in model.parameters())
+
+
+@pytest.mark.parametrize(("x", "y"), [(2, 5), (7, 0), (0, 7)])
+def test_simcc_starts_as_a_heatmap(x: int, y: int) -> None:
+    """A lone cell of the maps is found where it lies. Kills: rows read as columns, bins off by a cell."""
+    codec = SimCC((64, 48), sigma=2.0)
+    model = SimCCNet(codec, partial(resnet, "resnet18", stages=3), (4,))
+    maps = torch.zeros(1, 17, 6, 8)
+    maps[:, :, min(y, 5), x] = 1.0
+    flat = maps.flatten(2)
+    found, _ = codec.decode(torch.cat([model.columns(flat), model.rows(flat)], dim=2).detach().numpy())
+    assert np.abs(found[0, 0] - [8 * x + 4, 8 * min(y, 5) + 4]).max() <= 0.5 + 4 * (x in (0, 7) or y in (0, 7))
+
+
+def test_simcc_learns_one_batch(root: Path) -> None:
+    """Joints of four crops are found after some steps. Kills: a loss whose sign or whose axes are wrong."""
+    torch.manual_seed(0)
+    task = PoseTask(root=str(root), codec=SimCC((96, 128), sigma=3.0), network=partial(SimCCNet, backbone=FLAT, deconvs=()))
+    np.random.seed(0)
+    batch = torch.utils.data.default_collate([task.dataset("train")[i] for i in range(4)])
+    model = task.build()
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    for _ in range(60):
+        optimizer.zero_grad()
+        loss = task.loss(model, batch)
+        loss.backward()
+        optimizer.step()
+    with torch.no_grad():
+        found, _ = task.codec.decode(model((batch["image"] - MEAN) / STD).numpy())
+    true, _ = task.codec.decode(batch["target"].numpy())
+    distance = np.linalg.norm(found - true, axis=2)[batch["weight"].numpy() > 0]
+    assert np.median(distance) < 3
+
+
+def test_heatmaps_must_be_a_quarter() -> None:
+    """The error names the rule. Kills: a size that fails inside the loss."""
+    with pytest.raises(ValueError, match="heatmap_size must be a quarter of input_size"):
+        PoseTask(codec=Heatmap((96, 128), (48, 64)), network=SMALL).build()
 
 
 @pytest.mark.parametrize(("variant", "count"), [("hrnet_w32", 28.5e6), ("hrnet_w48", 63.6e6)])
@@ -240,3 +346,30 @@ def test_sample_is_deterministic(tmp_path: Path) -> None:
         assert (inside[:, 0] >= x - 1).all() and (inside[:, 0] <= x + width + 1).all()
         assert (inside[:, 1] >= y - 1).all() and (inside[:, 1] <= y + height + 1).all()
         assert 0.1 * width * height < annotation["area"] <= width * height
+
+
+def test_quantized_network(root: Path, tmp_path: Path) -> None:
+    """Bits make a fake-quantized network that loads its own weights; step sizes are never perturbed.
+
+    Kills: quantizers that are asked for and left out, a whole model taken for a backbone.
+    """
+    from tasks.quant.calibrate import calibrate
+    from tasks.quant.prepare import QuantLayer
+
+    task = PoseTask(root=str(root), codec=CODEC, network=FLAT_HEATMAPS, weight_bits=8, act_bits=8)
+    torch.manual_seed(0)
+    model = task.build()
+    assert sum(isinstance(module, QuantLayer) for module in model.modules()) > 20
+    inputs = task.plain(3)
+    assert inputs.shape == (3, 3, 128, 96)
+    calibrate(model, [inputs])
+    torch.save(model.state_dict(), tmp_path / "ptq.pt")
+    again = replace(task, weights=str(tmp_path / "ptq.pt")).build()
+    with torch.no_grad():
+        assert torch.equal(model.eval()(inputs), again.eval()(inputs))
+    assert [group.get("rho") for group in task.parameters(model) if group.get("rho") is not None] == [0.0]
+    assert not any(isinstance(module, QuantLayer) for module in task.in_float().build().modules())
+    with pytest.raises(ValueError, match="weight_bits must be 2 to 8"):
+        PoseTask(weight_bits=9, act_bits=8)
+    with pytest.raises(UserError, match="give both"):
+        replace(task, act_bits=None).build()

@@ -1,0 +1,177 @@
+"""Poses drawn on pictures, contact sheets of them, and the picture of the errors.
+
+# K = 17 keypoints; pictures [height, width, 3] uint8 RGB
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from tasks.pose.data import KEYPOINTS
+
+Picture = NDArray[np.uint8]
+Array = NDArray[np.float64]
+Colour = tuple[int, int, int]
+
+# COCO's skeleton, in its order, counted from 0
+LIMBS = (
+    (15, 13), (13, 11), (16, 14), (14, 12), (11, 12), (5, 11), (6, 12), (5, 6), (5, 7), (6, 8), (7, 9), (8, 10), (1, 2),
+    (0, 1), (0, 2), (1, 3), (2, 4), (3, 5), (4, 6),
+)  # fmt: skip
+LEFT, RIGHT, MIDDLE = (255, 140, 0), (0, 170, 255), (80, 220, 100)
+WHITE = (255, 255, 255)
+_SHIFT = 4  # drawing with sub-pixel coordinates: fractional bits
+_FAINT = 0.3  # opacity of a joint that is not sure at all
+
+
+def skeleton(picture: Picture, keypoints: Array, scores: Array, *, thick: float = 2.0, colour: Colour | None = None) -> Picture:
+    """Draw one pose; the surer a joint, the more opaque.
+
+    Args:
+        picture: left as it is.
+        keypoints: [K, 2].
+        scores: [K], 1 and more is opaque; joints of a negative score are left out.
+        thick: of the limbs in pixels.
+        colour: of all; None: orange for the person's left, blue for the right, green between.
+
+    Returns:
+        A new picture.
+    """
+    picture = picture.copy()
+    opacity = np.where(scores < 0, 0.0, _FAINT + (1 - _FAINT) * np.clip(scores, 0.0, 1.0))
+    for a, b in LIMBS:
+        paint = colour or _colour(a, b)
+        _blended(picture, keypoints[[a, b]], thick, min(opacity[a], opacity[b]), paint)
+    for k, point in enumerate(keypoints):
+        _blended(picture, point[None], 1.3 * thick, opacity[k], colour or _colour(k, k))
+    return picture
+
+
+def _colour(a: int, b: int) -> Colour:
+    """Of a limb or joint: after the nose, KEYPOINTS has left and right in turn."""
+    sides = {0 if k == 0 else 1 + (k % 2 == 0) for k in (a, b)} - {0}
+    return MIDDLE if len(sides) != 1 else LEFT if sides == {1} else RIGHT
+
+
+def _blended(picture: Picture, points: Array, thick: float, opacity: float, colour: Colour) -> None:
+    """Draw a line or, of one point, a disc, in place."""
+    if opacity <= 0 or not np.isfinite(points).all():
+        return
+    height, width = picture.shape[:2]
+    low = np.maximum(np.floor(points.min(axis=0) - 2 * thick - 2), 0).astype(int)
+    high = np.minimum(np.ceil(points.max(axis=0) + 2 * thick + 3), (width, height)).astype(int)
+    if (high <= low).any():
+        return
+    part = picture[low[1] : high[1], low[0] : high[0]]
+    layer = part.copy()
+    places = [((point - low) * 2**_SHIFT).round().astype(int).tolist() for point in points]
+    if len(points) == 1:
+        cv2.circle(layer, places[0], max(int(thick * 2**_SHIFT), 2**_SHIFT), colour, -1, cv2.LINE_AA, _SHIFT)
+    else:
+        cv2.line(layer, places[0], places[1], colour, max(round(thick), 1), cv2.LINE_AA, _SHIFT)
+    part[:] = cv2.addWeighted(layer, opacity, part, 1 - opacity, 0)
+
+
+def label(picture: Picture, text: str, at: tuple[float, float], size: float = 0.45) -> None:
+    """Write white text on a dark ground, in place; its lower left corner at a point, moved into the picture."""
+    (width, height), below = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, size, 1)
+    x = int(np.clip(at[0], 0, max(picture.shape[1] - width - 4, 0)))
+    y = int(np.clip(at[1], height + below + 2, max(picture.shape[0], height + below + 2)))
+    cv2.rectangle(picture, (x, y - height - below - 2), (x + width + 4, y), (25, 25, 25), -1)
+    cv2.putText(picture, text, (x + 2, y - below), cv2.FONT_HERSHEY_SIMPLEX, size, WHITE, 1, cv2.LINE_AA)
+
+
+def poses(picture: Picture, found: list[dict[str, Any]]) -> Picture:
+    """All poses of a picture with their scores; small pictures are enlarged first.
+
+    Args:
+        picture: of any size.
+        found: COCO keypoint results of this picture.
+    """
+    factor = max(1, round(480 / min(picture.shape[:2])))
+    if factor > 1:
+        picture = cv2.resize(picture, None, fx=factor, fy=factor, interpolation=cv2.INTER_CUBIC)  # type: ignore[assignment]
+    for pose in sorted(found, key=lambda pose: pose["score"]):
+        triples = np.array(pose["keypoints"]).reshape(-1, 3)
+        points = triples[:, :2] * factor + (factor - 1) / 2
+        thick = float(np.clip(np.ptp(points, axis=0).max() / 90, 1.5, 8))
+        picture = skeleton(picture, points, triples[:, 2], thick=thick)
+        top = points[points[:, 1].argmin()]
+        label(picture, f"{pose['score']:.2f}", (top[0] - 14, top[1] - 8))
+    return picture
+
+
+def side_by_side(pictures: list[tuple[str, Picture]]) -> Picture:
+    """Pictures of one size beside each other, each under its title."""
+    titled = []
+    for title, picture in pictures:
+        bar = np.full((24, picture.shape[1], 3), 25, np.uint8)
+        label(bar, title, (4, 20))
+        titled.append(np.concatenate([bar, picture]))
+    gap = np.full((titled[0].shape[0], 4, 3), 255, np.uint8)
+    return np.concatenate([part for picture in titled for part in (picture, gap)][:-1], axis=1)
+
+
+def contact_sheet(rows: list[tuple[str, list[tuple[str, Picture]]]]) -> Picture:
+    """Tiles of one size in titled rows.
+
+    Args:
+        rows: (title, [(caption, tile), ...]) of each.
+    """
+    columns = max(len(tiles) for _, tiles in rows)
+    strips = []
+    for title, tiles in rows:
+        blank = np.full_like(tiles[0][1], 255)
+        shown = [tile.copy() for _, tile in tiles]
+        for tile, (caption, _) in zip(shown, tiles, strict=True):
+            label(tile, caption, (2, tile.shape[0] - 2), 0.4)
+        strip = np.concatenate([part for tile in [*shown, *[blank] * (columns - len(tiles))] for part in _spaced(tile)], axis=1)
+        bar = np.full((22, strip.shape[1], 3), 25, np.uint8)
+        label(bar, title, (2, 19))
+        strips += [bar, strip]
+    return np.concatenate(strips)
+
+
+def _spaced(tile: Picture) -> tuple[Picture, Picture]:
+    return tile, np.full((tile.shape[0], 3, 3), 255, np.uint8)
+
+
+def write(path: Path, picture: Picture) -> None:
+    """As JPEG or PNG, by the name."""
+    cv2.imwrite(str(path), cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+
+
+def error_picture(path: Path, report: dict[str, Any]) -> None:
+    """Which joints fail, the PCK curve, and AP by the person's size, as a PNG.
+
+    Args:
+        path: to write.
+        report: of `evaluate.error_report`.
+    """
+    import matplotlib.figure
+
+    figure = matplotlib.figure.Figure(figsize=(14, 4.2), layout="constrained")
+    joints, curve, sizes = figure.subplots(1, 3, width_ratios=(1.5, 1, 1))
+    names = [name for name in KEYPOINTS if name in report["joints"]]
+    misses = [1 - report["joints"][name]["pck"] for name in names]
+    colours = [tuple(c / 255 for c in _colour(KEYPOINTS.index(name), KEYPOINTS.index(name))) for name in names]
+    joints.barh([name.replace("_", " ") for name in names], misses, color=colours)
+    joints.invert_yaxis()
+    joints.set(title="joints that are missed (further off than 5 % of the box)", xlim=(0, 1), xlabel="share of the labelled")
+    joints.grid(axis="x", alpha=0.3)
+    reach, share = report["curve"]["reach"], report["curve"]["pck"]
+    curve.plot(reach, share)
+    curve.fill_between(reach, share, alpha=0.15)
+    curve.set(title=f"PCK, AUC {report['auc']:.3f}", xlabel="distance, share of the box's larger side", xlim=(0, reach[-1]))
+    curve.set(ylim=(0, 1), ylabel="share of joints within")
+    curve.grid(alpha=0.3)
+    by_size = report["ap_by_size"]
+    sizes.bar(list(by_size), list(by_size.values()))
+    sizes.set(title="AP by size", xlabel="square root of the person's area, pixels")
+    sizes.grid(axis="y", alpha=0.3)
+    figure.savefig(path, dpi=100)

@@ -1,0 +1,113 @@
+"""What a task needs to be quantized: bits, and models in float and fake-quantized; the stages ask for nothing else."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from tasks import checkpoint
+from tasks.base import UserError
+from tasks.quant.prepare import QuantLayer, canonicalise, parameter_groups, prepare
+from tasks.quant.sharpness import AfterRounding
+
+Task = TypeVar("Task", bound="LowBit")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LowBit(ABC):
+    """The settings that quantizable tasks have in common.
+
+    Args:
+        weight_bits: 2 to 8; None, with act_bits, trains in float.
+        act_bits: 2 to 8.
+        layers: name pattern -> (weight bits, activation bits), or None for float; the first and last layer have 8 bits.
+        asymmetric: learn an offset for activations (LSQ+).
+        weights: checkpoint to start from; with quantizers, it holds the whole model.
+        perturb: where a sharpness-aware step moves a fake-quantized weight: "latent" before rounding, "quantized" after.
+    """
+
+    weight_bits: int | None = None
+    act_bits: int | None = None
+    layers: Mapping[str, tuple[int, int] | None] = field(default_factory=dict)
+    asymmetric: bool = False
+    weights: str | None = None
+    perturb: Literal["latent", "quantized"] = "latent"
+
+    def __post_init__(self) -> None:
+        for name in ("weight_bits", "act_bits"):
+            bits = getattr(self, name)
+            if bits is not None and bits not in range(2, 9):
+                raise ValueError(f"{name} must be 2 to 8, or None for float, got {bits}")
+
+    @property
+    def quantized(self) -> bool:
+        """Are layers fake-quantized?"""
+        return self.weight_bits is not None and self.act_bits is not None
+
+    @abstractmethod
+    def plain(self, count: int) -> Tensor:
+        """The first training inputs without augmentation, as the network takes them: to calibrate with."""
+
+    @abstractmethod
+    def example(self) -> Tensor:
+        """An input of the network, a batch of one."""
+
+    def in_float(self: Task) -> Task:
+        """The task of the float model, from scratch."""
+        return replace(self, weight_bits=None, act_bits=None, weights=None)
+
+    def starting(self: Task, weights: Path, teacher: Path) -> Task:
+        """The task of the training that starts from a fake-quantized model; `teacher` is the float one."""
+        return replace(self, weights=str(weights))
+
+    def parameters(self, model: nn.Module) -> list[Any]:
+        """The weights, last in order, so that a sampling rule monitors them; step sizes in a group that no ascent moves."""
+        return parameter_groups(model)[::-1] if self.quantized else list(model.parameters())
+
+    def loaded(self, model: nn.Module, saved: dict[str, Any] | None) -> nn.Module:
+        """A float model, which has its own weights already, with quantizers if bits are given; filled if `saved` has some."""
+        if (self.weight_bits is None) != (self.act_bits is None):
+            raise UserError("task.weight_bits and task.act_bits: give both, or neither for float")
+        if self.quantized:
+            model = self.quantize(model)
+        if saved is not None and has_quantizers(saved):
+            checkpoint.fill(model, saved, Path(str(self.weights)))
+        return model
+
+    def quantize(self, model: nn.Module) -> nn.Module:
+        """A fake-quantized copy of a float model, step sizes not yet set."""
+        assert self.weight_bits is not None
+        assert self.act_bits is not None
+        model = canonicalise(model, self.example())
+        try:
+            model = prepare(
+                model, weight_bits=self.weight_bits, act_bits=self.act_bits, layers=self.layers, asymmetric=self.asymmetric
+            )
+        except ValueError as error:
+            raise UserError(f"task: {error}") from error
+        if self.perturb == "quantized":
+            for layer in model.modules():
+                if isinstance(layer, QuantLayer):
+                    layer.weight_quantizer = AfterRounding(layer.weight_quantizer)  # type: ignore[assignment]
+        return model
+
+
+def has_quantizers(state: dict[str, Any]) -> bool:
+    """Is it the state_dict of a fake-quantized model?"""
+    return any(".weight_quantizer." in key for key in state)
+
+
+# ImageNet's mean and standard deviation in RGB, 0 to 255: what timm's and mmpose's weights are trained with
+_MEAN = 255 * torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
+_STD = 255 * torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
+
+
+def normalised(images: Tensor) -> Tensor:
+    """uint8 RGB [B, 3, h, w] as the network takes it."""
+    return (images.float() - _MEAN.to(images.device)) / _STD.to(images.device)

@@ -1,0 +1,138 @@
+"""mmpose's checkpoints: names, safe reading, and the same figures from the same weights."""
+
+from __future__ import annotations
+
+import importlib.util
+import pickle
+import sys
+import types
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from tasks import checkpoint
+from tasks.base import UserError
+from tasks.pose import mmpose, sample
+from tasks.pose.codec import SimCC
+from tasks.pose.model import HeatmapHRNet, SimCCNet, hrnet, resnet
+
+TINY = {"widths": (4, 8, 8, 8), "modules": (1, 1, 1), "blocks": 1}
+CODEC = SimCC((64, 64), sigma=2.0)
+NETWORKS = {
+    "heatmaps": partial(HeatmapHRNet, **TINY),
+    "SimCC": partial(SimCCNet, CODEC, partial(resnet, "resnet18"), (8, 8)),
+    "SimCC without deconvolutions": partial(SimCCNet, CODEC, partial(hrnet, **TINY), ()),
+}
+HEADS = {
+    "heatmaps": {"head.final_layer.weight", "head.final_layer.bias"},
+    "SimCC": {
+        *(f"head.deconv_head.deconv_layers.{i}.weight" for i in (0, 1, 3, 4)),
+        *(f"head.deconv_head.deconv_layers.{i}.{name}" for i in (1, 4) for name in ("bias", "running_mean", "running_var")),
+        *(f"head.deconv_head.deconv_layers.{i}.num_batches_tracked" for i in (1, 4)),
+        *(f"head.deconv_head.final_layer.{name}" for name in ("weight", "bias")),
+        *(f"head.mlp_head_{axis}.{name}" for axis in "xy" for name in ("weight", "bias")),
+    },
+    "SimCC without deconvolutions": {
+        *(f"head.final_layer.{name}" for name in ("weight", "bias")),
+        *(f"head.mlp_head_{axis}.{name}" for axis in "xy" for name in ("weight", "bias")),
+    },
+}
+
+
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_there_and_back(kind: str) -> None:
+    """mmpose's names, and the same tensors after both ways. Kills: a prefix that is renamed one way only."""
+    torch.manual_seed(0)
+    model, other = NETWORKS[kind](), NETWORKS[kind]()
+    theirs = mmpose.to_mmpose(model.state_dict())
+    assert {key for key in theirs if not key.startswith("backbone.")} == HEADS[kind]
+    other.load_state_dict(theirs)
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, other.state_dict()[key]), key
+    inside = nn.ModuleDict({"net": NETWORKS[kind]()})
+    inside.load_state_dict({f"net.{key}": value for key, value in theirs.items()})
+
+
+def test_names_before_mmpose_1() -> None:
+    """keypoint_head was the head's name. Kills: files of 2022 refused."""
+    model = NETWORKS["heatmaps"]()
+    old = {key.replace("head.", "keypoint_head.final_layer."): value for key, value in model.state_dict().items()}
+    NETWORKS["heatmaps"]().load_state_dict(old)
+
+
+class HistoryBuffer:
+    """As mmengine's: what its checkpoints hold of the log."""
+
+    def __init__(self) -> None:
+        self._log_history = np.arange(3.0)
+        self._statistics_methods = {"mean": HistoryBuffer.mean}
+
+    def mean(self) -> float:
+        """A method, which a pickle holds as getattr(HistoryBuffer, "mean")."""
+        return float(self._log_history.mean())
+
+
+class Evil:
+    """Runs code when it is unpickled."""
+
+    def __reduce__(self) -> Any:
+        return exec, ("raise SystemExit('ran')",)
+
+
+def test_file_of_mmengine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights are read, its log and arrays are not rebuilt. Kills: a file that is refused, an unpickler that runs all."""
+    module: Any = types.ModuleType("mmengine.logging.history_buffer")
+    module.HistoryBuffer = HistoryBuffer
+    monkeypatch.setattr(HistoryBuffer, "__module__", module.__name__)
+    monkeypatch.setattr(HistoryBuffer.mean, "__module__", module.__name__)
+    for name in ("mmengine", "mmengine.logging"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    torch.manual_seed(0)
+    model = NETWORKS["heatmaps"]()
+    content = {
+        "meta": {"epoch": 210, "dataset_meta": {"sigmas": np.ones(17, np.float32), "loss": np.float64(0.5)}},
+        "message_hub": {"log_scalars": {"train/loss": HistoryBuffer()}},
+        "state_dict": mmpose.to_mmpose(model.state_dict()),
+    }
+    torch.save(content, tmp_path / "mmpose.pth")
+    with pytest.raises(pickle.UnpicklingError):
+        torch.load(tmp_path / "mmpose.pth", weights_only=True)
+    loaded = NETWORKS["heatmaps"]()
+    checkpoint.load_weights(loaded, tmp_path / "mmpose.pth")
+    assert torch.equal(loaded.head.weight, model.head.weight)
+    assert not isinstance(checkpoint.load(tmp_path / "mmpose.pth")["meta"]["dataset_meta"]["sigmas"], np.ndarray)
+    torch.save({**content, "meta": Evil()}, tmp_path / "evil.pth")
+    with pytest.raises(UserError, match=r"evil\.pth: not a readable checkpoint"):
+        checkpoint.load_weights(loaded, tmp_path / "evil.pth")
+
+
+def test_written_for_mmpose(tmp_path: Path) -> None:
+    """The command's file, and its refusal of what is no pose network."""
+    model = NETWORKS["SimCC"]()
+    torch.save({"model": model.state_dict(), "average": None}, tmp_path / "best.pt")
+    mmpose.main([str(tmp_path / "best.pt"), str(tmp_path / "out.pth")])
+    written = torch.load(tmp_path / "out.pth", weights_only=True)
+    assert torch.equal(written["state_dict"]["head.mlp_head_x.weight"], model.columns.weight)
+    torch.save({"fc.weight": torch.zeros(1)}, tmp_path / "other.pt")
+    with pytest.raises(UserError, match=r"other\.pt: not a pose network"):
+        mmpose.main([str(tmp_path / "other.pt"), str(tmp_path / "out.pth")])
+
+
+@pytest.mark.mmpose
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["heatmap HRNet", "SimCC-ResNet18"])
+def test_parity(name: str, tmp_path: Path) -> None:
+    """mmpose and we agree on crops, targets, outputs, loss and AP. Kills: a reduction, a shift or a rounding of our own."""
+    if importlib.util.find_spec("mmpose") is None:
+        pytest.skip("mmpose is not installed: make mmpose")
+    from tests.tasks.pose import mmpose_parity
+
+    sample.write_split(tmp_path, "val", 24, np.random.default_rng(5))
+    for key, (there, here) in mmpose_parity.compare(name, tmp_path, 40).items():
+        assert here == pytest.approx(there, abs=0.018 if key == "crops" else 1e-5), key
