@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from tasks import checkpoint, distributed, log
 from tasks.base import Batch, UserError
 from tasks.config import data_path
+from tasks.loading import Seeded
 from tasks.pose import draw, evaluate, sample, transforms
 from tasks.pose.codec import Codec, Heatmap
 from tasks.pose.data import MIRRORED, Person, PoseData, annotated_people, detected_people, read_json, read_picture
@@ -104,11 +105,11 @@ class PoseTask(LowBit):
             raise UserError(f"{source}: nobody to learn from: no person has a box and a labelled joint")
         return people, annotations
 
-    def plain(self, count: int) -> Tensor:
-        """The first people of "train" without augmentation, normalised, [count, 3, h, w]: to calibrate with."""
+    def crops(self, count: int, *, augment: bool) -> Tensor:
+        """The first people of "train", plain or as training sees them, normalised, [count, 3, h, w]."""
         people, _ = self._people("train")
-        data = PoseData(people[:count], self.codec)
-        return normalised(torch.stack([data[i]["image"] for i in range(len(data))]))
+        data = Seeded(PoseData(people[:count], self.codec, self.augmentation if augment else None), seed=0)
+        return normalised(torch.stack([data[0, i]["image"] for i in range(min(count, len(people)))]))
 
     def example(self) -> Tensor:
         """An input of the network."""

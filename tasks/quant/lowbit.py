@@ -51,8 +51,8 @@ class LowBit(ABC):
         return self.weight_bits is not None and self.act_bits is not None
 
     @abstractmethod
-    def plain(self, count: int) -> Tensor:
-        """The first training inputs without augmentation, as the network takes them: to calibrate with."""
+    def crops(self, count: int, *, augment: bool) -> Tensor:
+        """The first training inputs, plain or as training sees them, as the network takes them."""
 
     @abstractmethod
     def example(self) -> Tensor:

@@ -28,7 +28,7 @@ from tasks.quant.report import METRICS
 from tasks.quant.sharpness import effect
 
 CALIBRATION = 256  # images that set the step sizes, and the ranges of 8-bit edges
-STATISTICS = 1024  # images that re-estimate BatchNorm
+STATISTICS = 4096  # images that re-estimate BatchNorm: with 1024, the noise of its statistics cost half a point of top-1
 _BATCH = 64
 
 
@@ -81,7 +81,7 @@ def run(
     quantized = task.quantize(model.cpu()).to(device)
     calibration = _batches(task.crops(CALIBRATION, augment=False), device)
     # Of the plain images, which the network knows by heart, the statistics fit new ones worse than training's own do.
-    statistics = _batches(task.crops(STATISTICS, augment=True), device)
+    statistics = task.crops(STATISTICS, augment=True).to(device).split(4 * _BATCH)
     calibrate(quantized, calibration)
     stages["ptq"] = _measured(config, quantized, device)
     reestimate_batch_norm(quantized, statistics)
