@@ -2,7 +2,7 @@
 
     python tools/train.py configs/pose/simcc_resnet18_sam.py task.root=data/lspet
 
-Expected: not yet measured.
+Expected: AP 0.028, AP50 0.119 on lspet (one seed, bf16, no spread known).
 """
 
 from dataclasses import replace
