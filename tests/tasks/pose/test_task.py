@@ -360,7 +360,7 @@ def test_quantized_network(root: Path, tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = task.build()
     assert sum(isinstance(module, QuantLayer) for module in model.modules()) > 20
-    inputs = task.plain(3)
+    inputs = task.crops(3, augment=False)
     assert inputs.shape == (3, 3, 128, 96)
     calibrate(model, [inputs])
     torch.save(model.state_dict(), tmp_path / "ptq.pt")
