@@ -7,7 +7,7 @@ from pathlib import Path
 
 import cli
 
-from tasks import checkpoint, engine
+from tasks import checkpoint, distributed, engine
 
 
 def main() -> None:
@@ -25,8 +25,9 @@ def main() -> None:
     if arguments.out is not None:
         arguments.out.mkdir(parents=True, exist_ok=True)
     metrics = engine.evaluate(config, model, device, arguments.out)
-    cli.print_table(metrics)
-    print(json.dumps(metrics))
+    if distributed.rank() == 0:
+        cli.print_table(metrics)
+        print(json.dumps(metrics))
 
 
 if __name__ == "__main__":

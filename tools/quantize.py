@@ -7,7 +7,8 @@ from pathlib import Path
 
 import cli
 
-from tasks import log
+from tasks import distributed, log
+from tasks.base import UserError
 from tasks.quant import report, stages
 
 DEFAULT = Path(os.path.relpath(Path(__file__).parent.parent / "configs/quant/resnet18_w4a4_arsam.py"))
@@ -21,6 +22,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="folder of the report; default: runs/NAME, the first that is free")
     parser.add_argument("--seed", type=int, help="the same as seed=N")
     arguments = parser.parse_intermixed_args()
+    if distributed.world() > 1:
+        raise UserError(
+            "tools/quantize.py runs in one process: train under torchrun with tools/train.py and task.weights=ptq.pt"
+        )
     words = cli.words(arguments)
     sample = arguments.sample
     if not cli.paths(words):
