@@ -60,14 +60,14 @@ class Decayed:
     """
 
     def __init__(self, beta: float | Literal["auto"] = 0.7, horizon: int | None = 6) -> None:
-        if beta != "auto" and not (isinstance(beta, (int, float)) and 0 <= beta <= 1):
+        if beta != "auto" if isinstance(beta, str) else not 0 <= beta <= 1:
             raise ValueError(f'beta must lie in [0, 1] or be "auto", got {beta!r}')
         if horizon is not None and (horizon != int(horizon) or horizon < 1):
             raise ValueError(
                 f"horizon must be an integer >= 1, or None for until the next ascent, got {horizon};"
                 " to reuse nothing take reuse.Nothing()"
             )
-        self.beta = beta
+        self.beta: float | Literal["auto"] = beta
         self.horizon = None if horizon is None else int(horizon)
         self._sampling: Any = None
 
@@ -83,9 +83,7 @@ class Decayed:
 
     def decay(self) -> float:
         """Beta as it is at present, with the spacing put in."""
-        if self.beta != "auto":
-            return self.beta
-        return 1 - 1 / max(self._sampling.spacing, 10.0)
+        return 1 - 1 / max(self._sampling.spacing, 10.0) if isinstance(self.beta, str) else self.beta
 
     def keep_(self, gradients: list[Tensor], sam_gradients: list[Tensor]) -> None:
         """G <- PSF = g_s - g."""
