@@ -14,7 +14,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +26,10 @@ from torch.optim.lr_scheduler import OneCycleLR
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from arsam import ARSAM, functional
+from arsam import ARSAM
+from arsam import functional as maths
 from arsam.reuse import Decayed, Nothing, Orthogonal, Reuse
-from arsam.sampling import Adaptive, Always, Bernoulli, Budget, GradientNorm, Never, Periodic, Sampling, Tail
+from arsam.sampling import Adaptive, Always, Bernoulli, Budget, GradientNorm, Periodic, Sampling, Tail
 from tasks import log
 from tasks.base import UserError
 from tasks.quant.data import images
@@ -42,7 +43,7 @@ class Reversed(Decayed):
 
     def mix_(self, gradients: list[Tensor], kept: list[Tensor], age: int) -> None:
         """G <- g - beta^age PSF."""
-        functional.add_scaled_(gradients, kept, torch.tensor(-(self.decay() ** age)))
+        maths.add_scaled_(gradients, kept, torch.tensor(-(self.decay() ** age)))
 
 
 class RandomVector(Decayed):
@@ -57,12 +58,29 @@ class RandomVector(Decayed):
 
 
 @dataclass(frozen=True)
+class Run:
+    """What a row's sampling rule may be built from.
+
+    Args:
+        total: steps.
+        per_epoch: steps.
+        share: of steps with an ascent.
+        seed: of the run.
+    """
+
+    total: int
+    per_epoch: int
+    share: float
+    seed: int
+
+
+@dataclass(frozen=True)
 class Row:
     """An optimizer of the comparison.
 
     Args:
         name: in tables and file names.
-        sampling: (total_steps, share of ascents, seed) -> rule.
+        sampling: builds the sampling rule; None: the base optimizer alone.
         reuse: builds the reuse rule.
         share: of steps with an ascent; or the name of an earlier row: that row's on the same seed.
         rho_of: the row whose rho is taken; None: chosen for this row on held-out images.
@@ -73,7 +91,7 @@ class Row:
     """
 
     name: str
-    sampling: Callable[[int, float, int], Sampling] = lambda total, share, seed: Never()
+    sampling: Callable[[Run], Sampling] | None = None
     reuse: Callable[[], Reuse] = Nothing
     share: float | str = 0.0
     rho_of: str | None = None
@@ -81,11 +99,6 @@ class Row:
     adaptive: bool = False
     lr: float = 1.0
     weight_decay: float = 1.0
-
-    @property
-    def plain(self) -> bool:
-        """Has it no ascents, and so no rho?"""
-        return isinstance(self.sampling(1, 0.0, 0), Never)
 
 
 @dataclass(frozen=True)
@@ -126,40 +139,36 @@ def lasting() -> Decayed:
     return Decayed("auto", horizon=None)
 
 
-def _even(total: int, share: float, seed: int) -> Sampling:
-    return Budget(1 + share, total)
+def _even(run: Run) -> Sampling:
+    return Budget(1 + run.share, run.total)
 
 
-def _random(total: int, share: float, seed: int) -> Sampling:
-    return Bernoulli(share, seed=seed)
+def _random(run: Run) -> Sampling:
+    return Bernoulli(run.share, seed=run.seed)
 
 
-def _late(total: int, share: float, seed: int) -> Sampling:
-    return Tail(share, total)
+def _late(run: Run) -> Sampling:
+    return Tail(run.share, run.total)
 
 
-def _published(total: int, share: float, seed: int) -> Sampling:
-    return Adaptive(seed=seed)
-
-
-def _log(total: int, share: float, seed: int) -> Sampling:
-    return Adaptive(seed=seed, estimator="log")
+def _adaptive(run: Run, **settings: Any) -> Sampling:
+    return Adaptive(warmup=3 * run.per_epoch, seed=run.seed, **settings)  # the authors' warm-up
 
 
 # Late-phase ascents leave no one-pass step behind them, so that reuse would change nothing there.
 ROWS = (
     Row("sgd"),
-    Row("sam", lambda *_: Always()),
-    Row("asam", lambda *_: Always(), adaptive=True, rho_scale=4.0),
-    Row("arsam", _published, Decayed),
-    Row("arsam-log", _log, Decayed),
+    Row("sam", lambda run: Always()),
+    Row("asam", lambda run: Always(), adaptive=True, rho_scale=4.0),
+    Row("arsam", _adaptive, Decayed),
+    Row("arsam-log", functools.partial(_adaptive, estimator="log"), Decayed),
     Row("periodic-arsam", _even, share="arsam", rho_of="sam"),
     Row("bernoulli-arsam", _random, share="arsam", rho_of="sam"),
     Row("late-arsam", _late, share="arsam", rho_of="sam"),
     Row("periodic-arsam-reuse", _even, lasting, share="arsam", rho_of="arsam"),
     Row("bernoulli-arsam-reuse", _random, lasting, share="arsam", rho_of="arsam"),
-    Row("looksam", lambda *_: Periodic(5), Orthogonal),
-    Row("ae-sam", lambda total, share, seed: GradientNorm(1.0, -1.0, total)),
+    Row("looksam", lambda run: Periodic(5), Orthogonal),
+    Row("ae-sam", lambda run: GradientNorm(1.0, -1.0, run.total)),
     *(Row(f"budget-{1 + share}", _even, lasting, share=share) for share in (0.05, 0.1, 0.2, 0.4)),
     Row("periodic-1.2", _even, share=0.2, rho_of="sam"),
     Row("bernoulli-1.2", _random, share=0.2, rho_of="sam"),
@@ -218,15 +227,11 @@ def cifar16(root: str = "data/cifar10", noise: float = 0.3) -> Data:
     return _prepared({"train": (x[:2000], y[:2000]), "val": (x[2000:], y[2000:]), "test": read("val", None)}, noise)
 
 
+_DIGITS = Suite("digits", digits, ROWS, seeds=5, epochs=40, rhos=(0.2, 0.5, 1.0))
+_FEW = ("sgd", "sam", "arsam", "budget-1.2", "periodic-1.2", "late-1.2")
 SUITES = {
-    "quick": Suite(
-        "quick",
-        digits,
-        tuple(row for row in ROWS if row.name in ("sgd", "sam", "arsam", "budget-1.2", "periodic-1.2", "late-1.2")),
-        seeds=3,
-        epochs=40,
-        rhos=(0.2, 0.5, 1.0),
-    ),
+    "quick": replace(_DIGITS, name="quick", rows=tuple(row for row in ROWS if row.name in _FEW), seeds=3),
+    "digits": _DIGITS,
     "cifar16": Suite("cifar16", cifar16, ROWS, seeds=5, epochs=120, rhos=(0.2, 0.5, 1.0)),
 }
 
@@ -265,11 +270,11 @@ def network(channels: int, width: int, classes: int = 10) -> nn.Module:
     )
 
 
-def _optimizer(suite: Suite, row: Row, model: nn.Module, rho: float, rule: Sampling) -> Optimizer:
+def _optimizer(suite: Suite, row: Row, model: nn.Module, rho: float, rule: Sampling | None) -> Optimizer:
     base = SGD(
         model.parameters(), lr=suite.lr * row.lr, momentum=suite.momentum, weight_decay=suite.weight_decay * row.weight_decay
     )
-    if isinstance(rule, Never):
+    if rule is None:
         return base
     return ARSAM(base, rho=rho, adaptive=row.adaptive, sampling=rule, reuse=row.reuse(), model=model)
 
@@ -305,7 +310,8 @@ def train(
     total = per_epoch * suite.epochs
     torch.manual_seed(seed)
     model = network(x.shape[1], suite.width).to(x.device)
-    optimizer = _optimizer(suite, row, model, rho, row.sampling(total, share, seed))
+    rule = row.sampling(Run(total, per_epoch, share, seed)) if row.sampling is not None else None
+    optimizer = _optimizer(suite, row, model, rho, rule)
     schedule = OneCycleLR(optimizer, suite.lr * row.lr, total_steps=total, cycle_momentum=False)
     order = torch.Generator().manual_seed(seed)
     rates: list[float] = []
@@ -374,8 +380,9 @@ class _Peak(TorchDispatchMode):
 
 def memory(suite: Suite, row: Row, data: Data) -> float:
     """Peak megabytes of weights, gradients, states and activations over four steps, an ascent on every second one."""
-    rule = row.sampling(100, 0.5, 0)
-    rule = rule if isinstance(rule, (Never, Always, Adaptive)) else Periodic(2)
+    rule = row.sampling(Run(100, 1, 0.5, 0)) if row.sampling is not None else None
+    if rule is not None and not isinstance(rule, (Always, Adaptive)):
+        rule = Periodic(2)
     x, y = (part[: suite.batch_size] for part in data["train"])
     with _Peak() as peak:
         model = network(x.shape[1], suite.width).to(x.device)
@@ -397,7 +404,7 @@ def ageing(suite: Suite, data: Data, rho: float, ages: int = 50, probes: int = 6
 
     Each is of its own batch, so that the cosine at j = 1 is what is common to two batches, and its fall is what age costs.
     """
-    row = Row("probe", lambda *_: Always(), Decayed)
+    row = Row("probe", lambda run: Always(), Decayed)
     total = len(data["train"][0]) // suite.batch_size * suite.epochs
     ages = min(ages, total // probes - 1)
     starts = [round((i + 0.5) * total / probes) - ages // 2 for i in range(probes)]
@@ -409,7 +416,7 @@ def ageing(suite: Suite, data: Data, rho: float, ages: int = 50, probes: int = 6
             psf = optimizer.state_dict()["arsam"]["kept"].values()
             kept.append(torch.cat([x.flatten() for x in psf]))
         if step + 1 - ages - 1 in starts:
-            first = [functional.global_norm([x]) for x in kept]
+            first = [maths.global_norm([x]) for x in kept]
             sums = [
                 [float(kept[i] @ kept[i + j] / (first[i] * first[i + j])) for i in range(len(kept) - j)]
                 for j in range(1, ages + 1)
@@ -422,7 +429,9 @@ def ageing(suite: Suite, data: Data, rho: float, ages: int = 50, probes: int = 6
     return {"rho": rho, "starts": starts, "ages": list(range(1, ages + 1)), "cosine": mean, "cosine_by_start": cosines}
 
 
-def compare(suite: Suite, out: Path, seeds: int, device: torch.device, only: list[str] | None = None) -> None:
+def compare(
+    suite: Suite, out: Path, seeds: int, device: torch.device, only: list[str] | None = None, rho: float | None = None
+) -> None:
     """Run what has not been run, seed by seed and row by row, and write the tables after every seed.
 
     Args:
@@ -431,18 +440,27 @@ def compare(suite: Suite, out: Path, seeds: int, device: torch.device, only: lis
         seeds: 0, 1, ..., seeds - 1.
         device: where.
         only: rows by name; None: all of the suite. "sgd", "sam" and rows that these refer to are always run.
+        rho: for all rows, each with its factor; None: chosen on held-out images from the suite's candidates.
 
     Raises:
-        UserError: no such row, no data.
+        UserError: no such row, no data, or `out` holds runs of other settings.
     """
     rows = _chosen(suite, only)
+    if rho is not None:
+        suite = replace(suite, rhos=(rho,))
+    settings = {k: v for k, v in vars(suite).items() if k not in ("data", "rows", "seeds")}
+    settings = json.loads(json.dumps(settings))  # as it is read back
+    if (out / "environment.json").exists():
+        before = json.loads((out / "environment.json").read_text())["suite"]
+        changed = [f"{k} was {before.get(k)}, is {v}" for k, v in settings.items() if before.get(k) != v]
+        if changed:
+            raise UserError(f"{out}: holds runs of other settings: {'; '.join(changed)}; name another --out")
     data = {name: (x.to(device), y.to(device)) for name, (x, y) in suite.data().items()}
     for folder in ("runs", "tune"):
         (out / folder).mkdir(parents=True, exist_ok=True)
-    settings = {k: v for k, v in vars(suite).items() if k not in ("data", "rows", "name")}
-    log.write_json(out / "environment.json", {**log.environment(device), "suite": {"name": suite.name, **settings}})
-    rho = {row.name: _tuned(suite, row, data, out) for row in rows if row.rho_of is None}
-    rho |= {row.name: rho[row.rho_of] for row in rows if row.rho_of is not None}
+    log.write_json(out / "environment.json", {**log.environment(device), "suite": settings})
+    radius = {row.name: _tuned(suite, row, data, out) for row in rows if row.rho_of is None}
+    radius |= {row.name: radius[row.rho_of] for row in rows if row.rho_of is not None}
     megabytes: dict[str, float] = {}
     for seed in range(seeds):
         for row in rows:
@@ -455,13 +473,18 @@ def compare(suite: Suite, out: Path, seeds: int, device: torch.device, only: lis
             if isinstance(share, str):
                 model = json.loads((out / "runs" / f"{share}-{seed}.json").read_text())
                 share = model["ascents"] / model["steps"]
-            result = train(suite, row, data, seed, rho[row.name], share)
-            names = {"suite": suite.name, "row": row.name, "seed": seed, "rho": None if row.plain else rho[row.name]}
+            result = train(suite, row, data, seed, radius[row.name], share)
+            names = {
+                "suite": suite.name,
+                "row": row.name,
+                "seed": seed,
+                "rho": None if row.sampling is None else radius[row.name],
+            }
             log.write_json(path, {**names, **result, "peak_memory_mb": megabytes[row.name]})
             print(f"seed {seed}  {row.name:24} {_run_line(result)}", flush=True)
         write(suite, out)
     if not (out / "ageing.json").exists():
-        log.write_json(out / "ageing.json", ageing(suite, data, rho["sam"]))
+        log.write_json(out / "ageing.json", ageing(suite, data, radius["sam"]))
     write(suite, out)
 
 
@@ -481,7 +504,7 @@ def _chosen(suite: Suite, only: list[str] | None) -> list[Row]:
 def _tuned(suite: Suite, row: Row, data: Data, out: Path) -> float:
     """The candidate of rho with the best mean accuracy on the held-out images; the smallest of equals."""
     candidates = [rho * row.rho_scale for rho in suite.rhos]
-    if row.plain or len(candidates) == 1:
+    if row.sampling is None or len(candidates) == 1:
         return candidates[0]
     if isinstance(row.share, str):
         raise ValueError(f"row {row.name}: with a share of another row, rho_of must name a row too")

@@ -321,7 +321,7 @@ def compare(arguments: argparse.Namespace) -> None:
     seeds = suite.seeds if arguments.seeds is None else arguments.seeds
     if seeds < 1:
         raise UserError(f"--seeds must be >= 1, got {seeds}")
-    suites.compare(suite, out, seeds, cli.device(arguments.device), arguments.only)
+    suites.compare(suite, out, seeds, cli.device(arguments.device), arguments.only, arguments.rho)
     print((out / "table.md").read_text())
 
 
@@ -339,6 +339,7 @@ def main() -> None:
     command.add_argument("suite", choices=suites.SUITES, metavar="SUITE", help=" or ".join(suites.SUITES))
     command.add_argument("--seeds", type=int, help="default: the suite's")
     command.add_argument("--only", nargs="+", metavar="ROW", help="these rows, and those that they are compared with")
+    command.add_argument("--rho", type=float, help="of all rows; default: chosen for each on held-out images")
     command.add_argument("--device", default="cpu", help="default: %(default)s")
     command.add_argument("--out", type=Path, help="default: benchmarks/SUITE")
     command.set_defaults(function=compare)
