@@ -8,13 +8,13 @@ differ in the row alone. A finished run is one JSON file, and is not run again. 
 
 from __future__ import annotations
 
-import functools
 import json
 import math
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,7 @@ from torch.optim.lr_scheduler import OneCycleLR
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from arsam import ARSAM
-from arsam import functional as maths
+from arsam import ARSAM, functional
 from arsam.reuse import Decayed, Nothing, Orthogonal, Reuse
 from arsam.sampling import Adaptive, Always, Bernoulli, Budget, GradientNorm, Periodic, Sampling, Tail
 from tasks import log
@@ -43,7 +42,7 @@ class Reversed(Decayed):
 
     def mix_(self, gradients: list[Tensor], kept: list[Tensor], age: int) -> None:
         """G <- g - beta^age PSF."""
-        maths.add_scaled_(gradients, kept, torch.tensor(-(self.decay() ** age)))
+        functional.add_scaled_(gradients, kept, torch.tensor(-(self.decay() ** age)))
 
 
 class RandomVector(Decayed):
@@ -161,7 +160,7 @@ ROWS = (
     Row("sam", lambda run: Always()),
     Row("asam", lambda run: Always(), adaptive=True, rho_scale=4.0),
     Row("arsam", _adaptive, Decayed),
-    Row("arsam-log", functools.partial(_adaptive, estimator="log"), Decayed),
+    Row("arsam-log", partial(_adaptive, estimator="log"), Decayed),
     Row("periodic-arsam", _even, share="arsam", rho_of="sam"),
     Row("bernoulli-arsam", _random, share="arsam", rho_of="sam"),
     Row("late-arsam", _late, share="arsam", rho_of="sam"),
@@ -173,7 +172,7 @@ ROWS = (
     Row("periodic-1.2", _even, share=0.2, rho_of="sam"),
     Row("bernoulli-1.2", _random, share=0.2, rho_of="sam"),
     Row("late-1.2", _late, share=0.2, rho_of="sam"),
-    Row("budget-1.2-no-decay", _even, functools.partial(Decayed, 1.0, horizon=None), share=0.2, rho_of="budget-1.2"),
+    Row("budget-1.2-no-decay", _even, partial(Decayed, 1.0, horizon=None), share=0.2, rho_of="budget-1.2"),
     Row("budget-1.2-short", _even, Decayed, share=0.2, rho_of="budget-1.2"),
     Row("control-reversed", _even, lambda: Reversed("auto", horizon=None), share=0.2, rho_of="budget-1.2"),
     Row("control-random", _even, lambda: RandomVector("auto", horizon=None), share=0.2, rho_of="budget-1.2"),
@@ -406,8 +405,9 @@ def ageing(suite: Suite, data: Data, rho: float, ages: int = 50, probes: int = 6
     """
     row = Row("probe", lambda run: Always(), Decayed)
     total = len(data["train"][0]) // suite.batch_size * suite.epochs
+    probes = min(probes, total // 2)
     ages = min(ages, total // probes - 1)
-    starts = [round((i + 0.5) * total / probes) - ages // 2 for i in range(probes)]
+    starts = [i * total // probes + (total // probes - ages - 1) // 2 for i in range(probes)]
     cosines: list[list[float]] = []
     kept: list[Tensor] = []
 
@@ -415,13 +415,10 @@ def ageing(suite: Suite, data: Data, rho: float, ages: int = 50, probes: int = 6
         if any(start <= step <= start + ages for start in starts):
             psf = optimizer.state_dict()["arsam"]["kept"].values()
             kept.append(torch.cat([x.flatten() for x in psf]))
-        if step + 1 - ages - 1 in starts:
-            first = [maths.global_norm([x]) for x in kept]
-            sums = [
-                [float(kept[i] @ kept[i + j] / (first[i] * first[i + j])) for i in range(len(kept) - j)]
-                for j in range(1, ages + 1)
-            ]
-            cosines.append([statistics.fmean(values) for values in sums])
+        if step - ages in starts:
+            directions = torch.stack([x / x.norm() for x in kept])
+            products = directions @ directions.T
+            cosines.append([float(products.diagonal(j).mean()) for j in range(1, ages + 1)])
             kept.clear()
 
     train(suite, row, data, 0, rho, 1.0, after=look)
