@@ -172,7 +172,10 @@ ROWS = (
     Row("periodic-1.2", _even, share=0.2, rho_of="sam"),
     Row("bernoulli-1.2", _random, share=0.2, rho_of="sam"),
     Row("late-1.2", _late, share=0.2, rho_of="sam"),
-    Row("budget-1.2-no-decay", _even, partial(Decayed, 1.0, horizon=None), share=0.2, rho_of="budget-1.2"),
+    *(
+        Row(f"budget-{1 + share}-beta{beta}", _even, partial(Decayed, beta, horizon=None), share, f"budget-{1 + share}")
+        for share, beta in ((0.2, 0.8), (0.2, 1.0), (0.05, 0.9), (0.05, 0.98), (0.05, 1.0))
+    ),
     Row("budget-1.2-short", _even, Decayed, share=0.2, rho_of="budget-1.2"),
     Row("control-reversed", _even, lambda: Reversed("auto", horizon=None), share=0.2, rho_of="budget-1.2"),
     Row("control-random", _even, lambda: RandomVector("auto", horizon=None), share=0.2, rho_of="budget-1.2"),
