@@ -158,6 +158,8 @@ class ARSAM(Optimizer):
                 "_norm_read": False,
             }
         )
+        if isinstance(self.reuse, Decayed):
+            self.reuse.follow(self.sampling)
         for group in base.param_groups:
             self._complete(group)
         if any(p.dtype in functional.HALF for group in base.param_groups for p in group["params"]):

@@ -94,6 +94,11 @@ class Periodic(_Stateless):
         self.every = every
         self.offset = offset
 
+    @property
+    def spacing(self) -> float:
+        """Steps from one ascent to the next."""
+        return self.every
+
     def due(self, step: int, gradient_norm: Callable[[], Tensor]) -> bool:
         """T % every == offset."""
         return step % self.every == self.offset
@@ -112,6 +117,11 @@ class Bernoulli(_Stateless):
             raise ValueError(f"p must lie in [0, 1], got {p}")
         self.p = p
         self.seed = seed
+
+    @property
+    def spacing(self) -> float:
+        """Mean steps from one ascent to the next."""
+        return 1 / self.p if self.p else math.inf
 
     def due(self, step: int, gradient_norm: Callable[[], Tensor]) -> bool:
         """U(seed, t) < p."""
@@ -145,6 +155,42 @@ class Tail(_Stateless):
     def due(self, step: int, gradient_norm: Callable[[], Tensor]) -> bool:
         """T >= total_steps - round(fraction * total_steps)."""
         return step >= self.total_steps - round(self.fraction * self.total_steps)
+
+
+class Budget(_Stateless):
+    """Evenly spaced ascents that come to a promised number of passes: round((passes_per_step - 1) total_steps) ascents.
+
+    With N of them left after the warm-up, over M steps, the n-th of these steps ascends where n N mod M < N: at n = 0, then
+    every M / N steps, rounded up. Any n of them hold ceil(n N / M) ascents, so that the promise is met to within one step
+    wherever a run stops.
+
+    Args:
+        passes_per_step: over the whole run, warm-up included, in [1, 2]: 1 is the base optimizer, 2 is SAM.
+        total_steps: optimizer steps of the whole run, >= 1.
+        warmup: steps of full SAM at the start, >= 0; their ascents count.
+    """
+
+    def __init__(self, passes_per_step: float, total_steps: int, warmup: int = 0) -> None:
+        if not 1 <= passes_per_step <= 2:
+            raise ValueError(f"passes_per_step must lie in [1, 2], got {passes_per_step}")
+        if total_steps < 1:
+            raise ValueError(f"total_steps must be >= 1, got {total_steps}")
+        ascents = round((passes_per_step - 1) * total_steps)
+        if not 0 <= warmup <= ascents:
+            raise ValueError(f"warmup must lie in [0, {ascents}], the ascents that the budget allows, got {warmup}")
+        self.warmup = warmup
+        self._ascents = ascents - warmup
+        self._steps = max(total_steps - warmup, 1)
+
+    @property
+    def spacing(self) -> float:
+        """Mean steps from one ascent to the next, after the warm-up."""
+        return self._steps / self._ascents if self._ascents else math.inf
+
+    def due(self, step: int, gradient_norm: Callable[[], Tensor]) -> bool:
+        """Warm-up, or n N mod M < N."""
+        n = step - self.warmup
+        return n < 0 or n * self._ascents % self._steps < self._ascents
 
 
 class GradientNorm:
@@ -268,6 +314,11 @@ class Adaptive:
     def rate(self) -> float:
         """S, the ascents aimed at per window."""
         return self._rate
+
+    @property
+    def spacing(self) -> float:
+        """Mean steps from one ascent to the next, at the present S."""
+        return self.window / math.floor(self._rate)
 
     def due(self, step: int, gradient_norm: Callable[[], Tensor]) -> bool:
         """Warm-up, or a random draw while the window's quota lasts, or the last chance to meet it."""

@@ -51,6 +51,10 @@ MUTANTS = [
      'self.defaults["rho"] / (norm + self.eps)', OPTIMIZER + "test_a_group_with_rho_zero_stays_where_it_is"),
     ("quota off by one", "arsam/sampling.py", "left >= self.window - n % self.window", "left > self.window - n % self.window",
      "tests/arsam/test_sampling.py::test_every_full_window_has_its_quota"),
+    ("budget starts late", "arsam/sampling.py", "n * self._ascents % self._steps < self._ascents",
+     "(n + 1) * self._ascents % self._steps < self._ascents", "tests/arsam/test_sampling.py::test_budget_is_met"),
+    ("spacing not followed", "arsam/reuse.py", "max(self._sampling.spacing, 10.0)", "10.0",
+     OPTIMIZER + "test_rivals_equal_their_restatement"),
     ("queues from all norms", "arsam/sampling.py", "ordered = sorted(values)", "ordered = list(values)",
      OPTIMIZER + "test_arsam_equals_its_restatement"),
 ]  # fmt: skip

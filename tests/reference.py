@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable
+from fractions import Fraction
 
 import torch
 from torch import Tensor, nn
@@ -122,6 +123,13 @@ class Twin:
             self.after(self.step_number, g, seen)
         self.step_number += 1
         return loss
+
+
+def budget(passes_per_step: float, total_steps: int, warmup: int = 0) -> set[int]:
+    """The steps with an ascent, listed: the warm-up's, then the i-th of N at ceil(i M / N) of the M steps that are left."""
+    left = round((passes_per_step - 1) * total_steps) - warmup
+    steps = total_steps - warmup
+    return set(range(warmup)) | {warmup + math.ceil(Fraction(i * steps, left)) for i in range(left)}
 
 
 def decayed(beta: float, horizon: int) -> Callable[..., list[Tensor]]:

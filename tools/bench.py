@@ -1,4 +1,4 @@
-"""Benchmarks: python tools/bench.py overhead | quant"""
+"""Benchmarks: python tools/bench.py overhead | quant | compare SUITE"""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from arsam import ARSAM, reuse, sampling
+from tasks import compare as suites
 from tasks import log
+from tasks.base import UserError
 from tasks.quant.calibrate import calibrate
 from tasks.quant.task import QuantTask
 
@@ -311,6 +313,18 @@ def quant(arguments: argparse.Namespace) -> None:
         log.write_json(arguments.out, {"models": records, "rounds": arguments.rounds, **log.environment(device)})
 
 
+def compare(arguments: argparse.Namespace) -> None:
+    """Optimizers x seeds on one small workload; a finished run is kept, so that a call goes on where the last one stopped."""
+    torch.set_num_threads(1)
+    suite = suites.SUITES[arguments.suite]
+    out = arguments.out or Path("benchmarks") / suite.name
+    seeds = suite.seeds if arguments.seeds is None else arguments.seeds
+    if seeds < 1:
+        raise UserError(f"--seeds must be >= 1, got {seeds}")
+    suites.compare(suite, out, seeds, cli.device(arguments.device), arguments.only, arguments.rho)
+    print((out / "table.md").read_text())
+
+
 def main() -> None:
     """Parse and run."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -321,6 +335,14 @@ def main() -> None:
         command.add_argument("--device", default="cpu", help="default: %(default)s")
         command.add_argument("--out", type=Path, help="also write the table and the environment as JSON")
         command.set_defaults(function=function)
+    command = commands.add_parser("compare", help=compare.__doc__)
+    command.add_argument("suite", choices=suites.SUITES, metavar="SUITE", help=" or ".join(suites.SUITES))
+    command.add_argument("--seeds", type=int, help="default: the suite's")
+    command.add_argument("--only", nargs="+", metavar="ROW", help="these rows, and those that they are compared with")
+    command.add_argument("--rho", type=float, help="of all rows; default: chosen for each on held-out images")
+    command.add_argument("--device", default="cpu", help="default: %(default)s")
+    command.add_argument("--out", type=Path, help="default: benchmarks/SUITE")
+    command.set_defaults(function=compare)
     arguments = parser.parse_args()
     arguments.function(arguments)
 

@@ -117,6 +117,18 @@ RIVALS: dict[str, tuple[Callable[[], Any], Callable[[], Any], Callable[[], Any],
         lambda: lambda t, g: t % 20 == 0,
         decayed(0.95, 20),
     ),
+    "budget": (
+        lambda: sampling.Budget(1.08, STEPS),
+        lambda: reuse.Decayed("auto", horizon=None),
+        lambda: lambda t, g: t in reference.budget(1.08, STEPS),
+        decayed(1 - 2 / STEPS, STEPS),
+    ),
+    "budget, short gaps": (
+        lambda: sampling.Budget(1.32, STEPS, warmup=3),
+        lambda: reuse.Decayed("auto", horizon=None),
+        lambda: lambda t, g: t in reference.budget(1.32, STEPS, 3),
+        decayed(0.9, STEPS),
+    ),
 }
 
 
@@ -350,6 +362,42 @@ def test_resume_is_bitwise(way: str, stop: int) -> None:
     assert_same(model, other)
     assert optimizer.stats == resumed.stats
     assert optimizer.sampling.state_dict() == resumed.sampling.state_dict()
+
+
+@pytest.mark.parametrize("way", ["state_dict", "pickle"])
+def test_a_budget_resumes_and_is_kept(way: str) -> None:
+    """Stopped within a gap. Kills: a spacing that a copy no longer follows, a budget counted anew."""
+
+    def make(model: nn.Module) -> ARSAM:
+        rules = {"sampling": sampling.Budget(1.06, 100), "reuse": reuse.Decayed("auto", horizon=None)}
+        return ARSAM(SGD(model.parameters(), lr=0.1, momentum=0.9), rho=0.2, **rules)
+
+    model, loss_of = problem()
+    optimizer = make(model)
+    for _ in range(40):
+        optimizer.step(closure_of(optimizer, model, loss_of))
+    if way == "pickle":
+        other, resumed = pickle.loads(pickle.dumps((model, optimizer)))
+    else:
+        other = copy.deepcopy(model)
+        resumed = make(other)
+        resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    for _ in range(60):
+        optimizer.step(closure_of(optimizer, model, loss_of))
+        resumed.step(closure_of(resumed, other, loss_of))
+    assert_same(model, other)
+    assert resumed.stats == {"steps": 100, "ascents": 6, "reuses": 94, "passes_per_step": 1.06}
+
+
+def test_decayed_needs_to_know_the_spacing() -> None:
+    """Errors name the rule, the argument and the way out."""
+    model, _ = problem()
+    with pytest.raises(ValueError, match=r"Tail has none: give beta"):
+        ARSAM(SGD(model.parameters(), lr=0.1), sampling=sampling.Tail(0.2, 10), reuse=reuse.Decayed("auto"))
+    with pytest.raises(ValueError, match="beta must lie in"):
+        reuse.Decayed(beta="fast")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="horizon must be an integer >= 1, or None"):
+        reuse.Decayed(horizon=0)
 
 
 def test_a_plain_state_is_refused() -> None:

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from arsam import sampling
-from arsam.sampling import Adaptive, Bernoulli, GradientNorm, Periodic, Tail
+from arsam.sampling import Adaptive, Bernoulli, Budget, GradientNorm, Periodic, Tail
+from tests import reference
 
 
 def nothing() -> Tensor:
@@ -126,6 +127,34 @@ def test_periodic_and_tail() -> None:
     assert [t for t in range(10) if Tail(1.0, 10).due(t, nothing)] == list(range(10))
 
 
+@given(passes=st.floats(1, 2), total=st.integers(1, 3000), share=st.floats(0, 1))
+@settings(max_examples=200, deadline=None)
+def test_budget_is_met(passes: float, total: int, share: float) -> None:
+    """Exactly the promised ascents, at the twin's steps, and to within one wherever the run stops.
+
+    Kills: a count that floats off by one, a first ascent late in the first gap, a warm-up on top of the budget.
+    """
+    ascents = round((passes - 1) * total)
+    warmup = int(share * ascents)
+    rule = Budget(passes, total, warmup=warmup)
+    taken = [rule.due(t, nothing) for t in range(total)]
+    assert sum(taken) == ascents and abs(total * passes - (total + sum(taken))) <= 0.5 + 1e-9
+    assert {t for t, due in enumerate(taken) if due} == reference.budget(passes, total, warmup)
+    assert all(taken[:warmup]) and (ascents == 0 or taken[0])
+    done, rate = 0, (ascents - warmup) / max(total - warmup, 1)
+    for n, due in enumerate(taken[warmup:], start=1):
+        done += due
+        assert abs(done - rate * n) < 1
+
+
+def test_spacing() -> None:
+    """What `Decayed("auto")` reads. Kills: the inverse; S before it is rounded down."""
+    assert Budget(1.05, 1000).spacing == 20 and Budget(1.5, 1000, warmup=200).spacing == 800 / 300
+    assert Periodic(7, offset=2).spacing == 7 and Bernoulli(0.25).spacing == 4
+    assert Adaptive(initial=4.9).spacing == 12.5
+    assert Budget(1.0, 10).spacing == Bernoulli(0.0).spacing == math.inf
+
+
 def test_gradient_norm_ramps() -> None:
     """The threshold goes from lambda1 to lambda2. Kills: the ends swapped."""
     rule = GradientNorm(lambda1=10.0, lambda2=-10.0, total_steps=1000)
@@ -155,6 +184,9 @@ def test_gradient_norm_ramps() -> None:
         (lambda: Tail(1.2, 10), "fraction"),
         (lambda: Tail(0.2, 0), "total_steps"),
         (lambda: GradientNorm(1, -1, 0), "total_steps"),
+        (lambda: Budget(0.9, 10), "passes_per_step"),
+        (lambda: Budget(1.2, 0), "total_steps"),
+        (lambda: Budget(1.2, 100, warmup=21), r"warmup must lie in \[0, 20\]"),
     ],
 )
 def test_bad_arguments(build: object, message: str) -> None:
@@ -165,5 +197,5 @@ def test_bad_arguments(build: object, message: str) -> None:
 
 def test_public_names() -> None:
     """The contract's names."""
-    for name in ["Always", "Never", "Periodic", "Bernoulli", "Tail", "GradientNorm", "Adaptive"]:
+    for name in ["Always", "Never", "Periodic", "Bernoulli", "Tail", "Budget", "GradientNorm", "Adaptive"]:
         assert hasattr(sampling, name)

@@ -330,3 +330,21 @@ def test_overhead_table(tmp_path: Path) -> None:
     assert {"SGD, 2 passes", "ARSAM as SAM", "textbook SAM", "ARSAM, every 5th step"} <= names
     for row in record["rows"]:
         assert row["name"] in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["cifar16"], "cifar10: no images found"),
+        (["quick", "--only", "adam"], "adam: no row of the suite quick; its rows are sgd, sam"),
+        (["quick", "--seeds", "0"], "--seeds must be >= 1"),
+    ],
+)
+def test_compare_names_the_culprit(
+    arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Exit code 2, before anything is trained. Kills: a traceback, a row that is left out in silence."""
+    monkeypatch.delenv("ARSAM_DATA", raising=False)
+    assert inside("bench", "compare", *arguments, cwd=tmp_path, monkeypatch=monkeypatch) == 2
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.rglob("*.json"))

@@ -1,0 +1,629 @@
+"""Optimizers compared on one small workload: every row of a suite trained on every seed, and tables and figures of it.
+
+All runs of a suite share data, network, schedule and, seed by seed, initial weights and the order of the batches; they
+differ in the row alone. A finished run is one JSON file, and is not run again. Data are held in memory.
+
+# N images, B batch
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.optim import SGD, Optimizer
+from torch.optim.lr_scheduler import OneCycleLR
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from arsam import ARSAM, functional
+from arsam.reuse import Decayed, Nothing, Orthogonal, Reuse
+from arsam.sampling import Adaptive, Always, Bernoulli, Budget, GradientNorm, Periodic, Sampling, Tail
+from tasks import log
+from tasks.base import UserError
+from tasks.quant.data import images
+
+Split = tuple[Tensor, Tensor]  # images [N, c, h, w] float32, labels [N] int64
+Data = dict[str, Split]  # "train" with noisy labels, "val" and "test" with true ones
+
+
+class Reversed(Decayed):
+    """A control: the kept PSF with its sign flipped. If it does as well as the PSF, the direction is not what helps."""
+
+    def mix_(self, gradients: list[Tensor], kept: list[Tensor], age: int) -> None:
+        """G <- g - beta^age PSF."""
+        functional.add_scaled_(gradients, kept, torch.tensor(-(self.decay() ** age)))
+
+
+class RandomVector(Decayed):
+    """A control: noise with the PSF's norm, tensor by tensor. If it does as well as the PSF, any noise of the size does."""
+
+    def keep_(self, gradients: list[Tensor], sam_gradients: list[Tensor]) -> None:
+        """G <- ||PSF|| n / ||n||, n of independent normal entries."""
+        super().keep_(gradients, sam_gradients)
+        for x in gradients:
+            noise = torch.randn_like(x)
+            x.copy_(noise * (x.norm() / noise.norm()))
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a row's sampling rule may be built from.
+
+    Args:
+        total: steps.
+        per_epoch: steps.
+        share: of steps with an ascent.
+        seed: of the run.
+    """
+
+    total: int
+    per_epoch: int
+    share: float
+    seed: int
+
+
+@dataclass(frozen=True)
+class Row:
+    """An optimizer of the comparison.
+
+    Args:
+        name: in tables and file names.
+        sampling: builds the sampling rule; None: the base optimizer alone.
+        reuse: builds the reuse rule.
+        share: of steps with an ascent; or the name of an earlier row: that row's on the same seed.
+        rho_of: the row whose rho is taken; None: chosen for this row on held-out images.
+        rho_scale: factor on the suite's candidates of rho.
+        adaptive: ASAM's perturbation.
+        lr: factor on the suite's learning rate.
+        weight_decay: factor on the suite's weight decay.
+    """
+
+    name: str
+    sampling: Callable[[Run], Sampling] | None = None
+    reuse: Callable[[], Reuse] = Nothing
+    share: float | str = 0.0
+    rho_of: str | None = None
+    rho_scale: float = 1.0
+    adaptive: bool = False
+    lr: float = 1.0
+    weight_decay: float = 1.0
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A workload and its rows.
+
+    Args:
+        name: of the folder under benchmarks.
+        data: builds the data.
+        rows: "sgd" and "sam" among them, and before the rows that refer to others.
+        seeds: so many by default.
+        epochs: of each run.
+        rhos: candidates, >= 1 of them.
+        tune_seeds: seeds that each candidate is tried on.
+        batch_size: B; the last, smaller batch of an epoch is left out.
+        lr: peak of the one-cycle schedule.
+        weight_decay: on all parameters.
+        momentum: of SGD.
+        width: channels of the network's first stage.
+    """
+
+    name: str
+    data: Callable[[], Data]
+    rows: tuple[Row, ...]
+    seeds: int
+    epochs: int
+    rhos: tuple[float, ...]
+    tune_seeds: int = 1
+    batch_size: int = 64
+    lr: float = 0.1
+    weight_decay: float = 5e-4
+    momentum: float = 0.9
+    width: int = 16
+
+
+def lasting() -> Decayed:
+    """Reuse until the next ascent, its decay following the spacing."""
+    return Decayed("auto", horizon=None)
+
+
+def _even(run: Run) -> Sampling:
+    return Budget(1 + run.share, run.total)
+
+
+def _random(run: Run) -> Sampling:
+    return Bernoulli(run.share, seed=run.seed)
+
+
+def _late(run: Run) -> Sampling:
+    return Tail(run.share, run.total)
+
+
+def _adaptive(run: Run, **settings: Any) -> Sampling:
+    return Adaptive(warmup=3 * run.per_epoch, seed=run.seed, **settings)  # the authors' warm-up
+
+
+# Late-phase ascents leave no one-pass step behind them, so that reuse would change nothing there.
+ROWS = (
+    Row("sgd"),
+    Row("sam", lambda run: Always()),
+    Row("asam", lambda run: Always(), adaptive=True, rho_scale=4.0),
+    Row("arsam", _adaptive, Decayed),
+    Row("arsam-log", partial(_adaptive, estimator="log"), Decayed),
+    Row("periodic-arsam", _even, share="arsam", rho_of="sam"),
+    Row("bernoulli-arsam", _random, share="arsam", rho_of="sam"),
+    Row("late-arsam", _late, share="arsam", rho_of="sam"),
+    Row("periodic-arsam-reuse", _even, lasting, share="arsam", rho_of="arsam"),
+    Row("bernoulli-arsam-reuse", _random, lasting, share="arsam", rho_of="arsam"),
+    Row("looksam", lambda run: Periodic(5), Orthogonal),
+    Row("ae-sam", lambda run: GradientNorm(1.0, -1.0, run.total)),
+    *(Row(f"budget-{1 + share}", _even, lasting, share=share) for share in (0.05, 0.1, 0.2, 0.4)),
+    Row("periodic-1.2", _even, share=0.2, rho_of="sam"),
+    Row("bernoulli-1.2", _random, share=0.2, rho_of="sam"),
+    Row("late-1.2", _late, share=0.2, rho_of="sam"),
+    *(
+        Row(f"budget-{1 + share}-beta{beta}", _even, partial(Decayed, beta, horizon=None), share, f"budget-{1 + share}")
+        for share, beta in ((0.2, 0.8), (0.2, 1.0), (0.05, 0.9), (0.05, 0.98), (0.05, 1.0))
+    ),
+    Row("budget-1.2-short", _even, Decayed, share=0.2, rho_of="budget-1.2"),
+    Row("control-reversed", _even, lambda: Reversed("auto", horizon=None), share=0.2, rho_of="budget-1.2"),
+    Row("control-random", _even, lambda: RandomVector("auto", horizon=None), share=0.2, rho_of="budget-1.2"),
+    Row("sgd-decay-x4", weight_decay=4.0),
+    Row("sgd-lr-x2", lr=2.0),
+)
+
+
+def _noisy(labels: Tensor, share: float, classes: int = 10) -> Tensor:
+    """Labels, of which a share is moved to one of the other classes, always the same ones."""
+    generator = torch.Generator().manual_seed(0)
+    chosen = torch.randperm(len(labels), generator=generator)[: round(share * len(labels))]
+    noisy = labels.clone()
+    noisy[chosen] = (labels[chosen] + torch.randint(1, classes, (len(chosen),), generator=generator)) % classes
+    return noisy
+
+
+def _prepared(splits: Data, noise: float) -> Data:
+    """Channels with mean 0 and deviation 1 on the training images, and training labels with noise."""
+    x, y = splits["train"]
+    mean, deviation = x.mean((0, 2, 3), keepdim=True), x.std((0, 2, 3), keepdim=True)
+    data = {name: ((x - mean) / deviation, y) for name, (x, y) in splits.items()}
+    return {**data, "train": (data["train"][0], _noisy(y, noise))}
+
+
+def digits(noise: float = 0.4) -> Data:
+    """Scikit-learn's digits, 8x8: 600 to train on, 300 held out, 897 to test on."""
+    from sklearn.datasets import load_digits
+
+    bunch: Any = load_digits()
+    order = torch.randperm(len(bunch.target), generator=torch.Generator().manual_seed(0))
+    x = torch.tensor(bunch.images, dtype=torch.float32)[order, None]
+    y = torch.tensor(bunch.target, dtype=torch.int64)[order]
+    parts = {"train": slice(0, 600), "val": slice(600, 900), "test": slice(900, None)}
+    return _prepared({name: (x[part], y[part]) for name, part in parts.items()}, noise)
+
+
+def cifar16(root: str = "data/cifar10", noise: float = 0.3) -> Data:
+    """CIFAR-10 averaged down to 16x16: 2,000 training images, 2,000 more of the training set held out, the 10,000 to test on.
+
+    Raises:
+        UserError: no such data.
+    """
+
+    def read(split: str, limit: int | None) -> Split:
+        items = list(images(root, split, side=32, augment=False, limit=limit))  # type: ignore[arg-type]
+        pictures = torch.stack([item["image"] for item in items]).float() / 255
+        return nn.functional.avg_pool2d(pictures, 2), torch.stack([item["label"] for item in items])
+
+    x, y = read("train", 4000)
+    return _prepared({"train": (x[:2000], y[:2000]), "val": (x[2000:], y[2000:]), "test": read("val", None)}, noise)
+
+
+_DIGITS = Suite("digits", digits, ROWS, seeds=5, epochs=40, rhos=(0.2, 0.5, 1.0))
+_FEW = ("sgd", "sam", "arsam", "budget-1.2", "periodic-1.2", "late-1.2")
+SUITES = {
+    "quick": replace(_DIGITS, name="quick", rows=tuple(row for row in ROWS if row.name in _FEW), seeds=3),
+    "digits": _DIGITS,
+    "cifar16": Suite("cifar16", cifar16, ROWS, seeds=5, epochs=120, rhos=(0.2, 0.5, 1.0)),
+}
+
+
+class _Block(nn.Module):
+    def __init__(self, inner: int, outer: int, stride: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(inner, outer, 3, stride, 1, bias=False),
+            nn.BatchNorm2d(outer),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(outer, outer, 3, 1, 1, bias=False),
+            nn.BatchNorm2d(outer),
+        )
+        same = stride == 1 and inner == outer
+        self.short = (
+            nn.Identity() if same else nn.Sequential(nn.Conv2d(inner, outer, 1, stride, bias=False), nn.BatchNorm2d(outer))
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.relu(self.body(x) + self.short(x))
+
+
+def network(channels: int, width: int, classes: int = 10) -> nn.Module:
+    """A ResNet of three stages, one block each."""
+    return nn.Sequential(
+        nn.Conv2d(channels, width, 3, 1, 1, bias=False),
+        nn.BatchNorm2d(width),
+        nn.ReLU(inplace=True),
+        _Block(width, width, 1),
+        _Block(width, 2 * width, 2),
+        _Block(2 * width, 4 * width, 2),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(4 * width, classes),
+    )
+
+
+def _optimizer(suite: Suite, row: Row, model: nn.Module, rho: float, rule: Sampling | None) -> Optimizer:
+    base = SGD(
+        model.parameters(), lr=suite.lr * row.lr, momentum=suite.momentum, weight_decay=suite.weight_decay * row.weight_decay
+    )
+    if rule is None:
+        return base
+    return ARSAM(base, rho=rho, adaptive=row.adaptive, sampling=rule, reuse=row.reuse(), model=model)
+
+
+def train(
+    suite: Suite,
+    row: Row,
+    data: Data,
+    seed: int,
+    rho: float,
+    share: float,
+    *,
+    split: str = "test",
+    after: Callable[[int, Optimizer], None] | None = None,
+) -> dict[str, Any]:
+    """Train a row once, on the device of the data.
+
+    Args:
+        suite: the workload.
+        row: the optimizer.
+        data: of the suite.
+        seed: of the weights, of the order of the batches and of the sampling rule.
+        rho: radius.
+        share: of ascents, for rules that take one.
+        split: evaluated after the last step; there is no choice of a best epoch.
+        after: called with (step, optimizer) after every step.
+
+    Returns:
+        What is written to the run's file, save its names.
+    """
+    x, y = data["train"]
+    per_epoch = len(x) // suite.batch_size
+    total = per_epoch * suite.epochs
+    torch.manual_seed(seed)
+    model = network(x.shape[1], suite.width).to(x.device)
+    rule = row.sampling(Run(total, per_epoch, share, seed)) if row.sampling is not None else None
+    optimizer = _optimizer(suite, row, model, rho, rule)
+    schedule = OneCycleLR(optimizer, suite.lr * row.lr, total_steps=total, cycle_momentum=False)
+    order = torch.Generator().manual_seed(seed)
+    rates: list[float] = []
+    losses = torch.zeros((), device=x.device)
+    start, cpu = time.perf_counter(), time.process_time()
+    for step in range(total):
+        if step % per_epoch == 0:
+            indices = torch.randperm(len(x), generator=order)
+            losses.zero_()
+        batch = indices[step % per_epoch * suite.batch_size :][: suite.batch_size]  # pyright: ignore[reportPossiblyUnboundVariable]
+        inputs, labels = x[batch], y[batch]
+
+        def closure(inputs: Tensor = inputs, labels: Tensor = labels) -> Tensor:
+            optimizer.zero_grad()
+            loss = nn.functional.cross_entropy(model(inputs), labels)
+            loss.backward()
+            return loss
+
+        loss: Any = optimizer.step(closure)  # type: ignore[arg-type]
+        losses += loss.detach()
+        schedule.step()
+        if isinstance(optimizer, ARSAM) and isinstance(optimizer.sampling, Adaptive) and (step + 1) % per_epoch == 0:
+            rates.append(optimizer.sampling.rate)
+        if after is not None:
+            after(step, optimizer)
+    if x.device.type == "cuda":
+        torch.cuda.synchronize()
+    seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
+    stats = optimizer.stats if isinstance(optimizer, ARSAM) else {"steps": total, "ascents": 0, "passes_per_step": 1.0}
+    return {
+        "accuracy": _accuracy(model, *data[split]),
+        "training_loss": losses.item() / per_epoch,  # of the last epoch, on the noisy labels
+        "steps": stats["steps"],
+        "ascents": stats["ascents"],
+        "passes_per_step": stats["passes_per_step"],
+        "seconds": seconds,
+        "cpu_seconds": cpu,
+        "rate": rates,  # S of the adaptive rule after each epoch
+    }
+
+
+@torch.no_grad()
+def _accuracy(model: nn.Module, x: Tensor, y: Tensor) -> float:
+    model.eval()
+    return sum(int((model(a).argmax(1) == b).sum()) for a, b in zip(x.split(500), y.split(500), strict=True)) / len(x)
+
+
+class _Peak(TorchDispatchMode):
+    """Peak of the bytes held by tensors made inside, each storage once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._made: dict[StorageWeakRef, int] = {}
+        self.bytes = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run the operation and count its results."""
+        result = function(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor):
+                self._made[StorageWeakRef(leaf.untyped_storage())] = leaf.untyped_storage().nbytes()
+        self._made = {storage: size for storage, size in self._made.items() if not storage.expired()}
+        self.bytes = max(self.bytes, sum(self._made.values()))
+        return result
+
+
+def memory(suite: Suite, row: Row, data: Data) -> float:
+    """Peak megabytes of weights, gradients, states and activations over four steps, an ascent on every second one."""
+    rule = row.sampling(Run(100, 1, 0.5, 0)) if row.sampling is not None else None
+    if rule is not None and not isinstance(rule, (Always, Adaptive)):
+        rule = Periodic(2)
+    x, y = (part[: suite.batch_size] for part in data["train"])
+    with _Peak() as peak:
+        model = network(x.shape[1], suite.width).to(x.device)
+        optimizer = _optimizer(suite, row, model, 0.1, rule)
+
+        def closure() -> Tensor:
+            optimizer.zero_grad()
+            loss = nn.functional.cross_entropy(model(x), y)
+            loss.backward()
+            return loss
+
+        for _ in range(4):
+            optimizer.step(closure)  # type: ignore[arg-type]
+    return peak.bytes / 1e6
+
+
+def ageing(suite: Suite, data: Data, rho: float, ages: int = 50, probes: int = 6) -> dict[str, Any]:
+    """Cosine of a PSF with the PSF of j steps before, on the path of SAM (seed 0), at several times of the training.
+
+    Each is of its own batch, so that the cosine at j = 1 is what is common to two batches, and its fall is what age costs.
+    """
+    row = Row("probe", lambda run: Always(), Decayed)
+    total = len(data["train"][0]) // suite.batch_size * suite.epochs
+    probes = min(probes, total // 2)
+    ages = min(ages, total // probes - 1)
+    starts = [i * total // probes + (total // probes - ages - 1) // 2 for i in range(probes)]
+    cosines: list[list[float]] = []
+    kept: list[Tensor] = []
+
+    def look(step: int, optimizer: Optimizer) -> None:
+        if any(start <= step <= start + ages for start in starts):
+            psf = optimizer.state_dict()["arsam"]["kept"].values()
+            kept.append(torch.cat([x.flatten() for x in psf]))
+        if step - ages in starts:
+            directions = torch.stack([x / x.norm() for x in kept])
+            products = directions @ directions.T
+            cosines.append([float(products.diagonal(j).mean()) for j in range(1, ages + 1)])
+            kept.clear()
+
+    train(suite, row, data, 0, rho, 1.0, after=look)
+    mean = [statistics.fmean(values) for values in zip(*cosines, strict=True)]
+    return {"rho": rho, "starts": starts, "ages": list(range(1, ages + 1)), "cosine": mean, "cosine_by_start": cosines}
+
+
+def compare(
+    suite: Suite, out: Path, seeds: int, device: torch.device, only: list[str] | None = None, rho: float | None = None
+) -> None:
+    """Run what has not been run, seed by seed and row by row, and write the tables after every seed.
+
+    Args:
+        suite: the workload.
+        out: gets runs/*.json, tune/*.json, table.md, table.json, pareto.png, ageing.json, ageing.png, environment.json.
+        seeds: 0, 1, ..., seeds - 1.
+        device: where.
+        only: rows by name; None: all of the suite. "sgd", "sam" and rows that these refer to are always run.
+        rho: for all rows, each with its factor; None: chosen on held-out images from the suite's candidates.
+
+    Raises:
+        UserError: no such row, no data, or `out` holds runs of other settings.
+    """
+    rows = _chosen(suite, only)
+    if rho is not None:
+        suite = replace(suite, rhos=(rho,))
+    settings = {k: v for k, v in vars(suite).items() if k not in ("data", "rows", "seeds")}
+    settings = json.loads(json.dumps(settings))  # as it is read back
+    if (out / "environment.json").exists():
+        before = json.loads((out / "environment.json").read_text())["suite"]
+        changed = [f"{k} was {before.get(k)}, is {v}" for k, v in settings.items() if before.get(k) != v]
+        if changed:
+            raise UserError(f"{out}: holds runs of other settings: {'; '.join(changed)}; name another --out")
+    data = {name: (x.to(device), y.to(device)) for name, (x, y) in suite.data().items()}
+    for folder in ("runs", "tune"):
+        (out / folder).mkdir(parents=True, exist_ok=True)
+    log.write_json(out / "environment.json", {**log.environment(device), "suite": settings})
+    radius = {row.name: _tuned(suite, row, data, out) for row in rows if row.rho_of is None}
+    radius |= {row.name: radius[row.rho_of] for row in rows if row.rho_of is not None}
+    megabytes: dict[str, float] = {}
+    for seed in range(seeds):
+        for row in rows:
+            path = out / "runs" / f"{row.name}-{seed}.json"
+            if path.exists():
+                continue
+            if row.name not in megabytes:
+                megabytes[row.name] = memory(suite, row, data)
+            share = row.share
+            if isinstance(share, str):
+                model = json.loads((out / "runs" / f"{share}-{seed}.json").read_text())
+                share = model["ascents"] / model["steps"]
+            result = train(suite, row, data, seed, radius[row.name], share)
+            names = {
+                "suite": suite.name,
+                "row": row.name,
+                "seed": seed,
+                "rho": None if row.sampling is None else radius[row.name],
+            }
+            log.write_json(path, {**names, **result, "peak_memory_mb": megabytes[row.name]})
+            print(f"seed {seed}  {row.name:24} {_run_line(result)}", flush=True)
+        write(suite, out)
+    if not (out / "ageing.json").exists():
+        log.write_json(out / "ageing.json", ageing(suite, data, radius["sam"]))
+    write(suite, out)
+
+
+def _chosen(suite: Suite, only: list[str] | None) -> list[Row]:
+    known = {row.name: row for row in suite.rows}
+    unknown = [name for name in only or () if name not in known]
+    if unknown:
+        raise UserError(f"{unknown[0]}: no row of the suite {suite.name}; its rows are {', '.join(known)}")
+    names = {*(known if only is None else only), "sgd", "sam"}
+    while True:
+        needed = {x for name in names for x in (known[name].share, known[name].rho_of) if isinstance(x, str)} - names
+        if not needed:
+            return [row for row in suite.rows if row.name in names]
+        names |= needed
+
+
+def _tuned(suite: Suite, row: Row, data: Data, out: Path) -> float:
+    """The candidate of rho with the best mean accuracy on the held-out images; the smallest of equals."""
+    candidates = [rho * row.rho_scale for rho in suite.rhos]
+    if row.sampling is None or len(candidates) == 1:
+        return candidates[0]
+    if isinstance(row.share, str):
+        raise ValueError(f"row {row.name}: with a share of another row, rho_of must name a row too")
+    scores: dict[float, float] = {}
+    for rho in candidates:
+        found: list[float] = []
+        for seed in range(1000, 1000 + suite.tune_seeds):  # seeds of their own
+            path = out / "tune" / f"{row.name}-rho{rho:g}-{seed}.json"
+            if not path.exists():
+                result = train(suite, row, data, seed, rho, row.share, split="val")
+                log.write_json(path, {"suite": suite.name, "row": row.name, "seed": seed, "rho": rho, **result})
+                print(f"held out  {row.name:24} rho {rho:<5g} {_run_line(result)}", flush=True)
+            found.append(json.loads(path.read_text())["accuracy"])
+        scores[rho] = statistics.fmean(found)
+    return max(candidates, key=lambda rho: (scores[rho], -rho))
+
+
+def _run_line(result: dict[str, Any]) -> str:
+    return f"{100 * result['accuracy']:6.2f} %  {result['passes_per_step']:.3f} passes/step  {result['seconds']:.1f} s"
+
+
+def interval(values: list[float]) -> tuple[float, float]:
+    """Mean, and half the width of its 95 % interval by Student's t; NaN from one value."""
+    from scipy.stats import t
+
+    if len(values) < 2:
+        return statistics.fmean(values), math.nan
+    return statistics.fmean(values), float(t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values))
+
+
+def table(suite: Suite, out: Path) -> list[dict[str, Any]]:
+    """A line per row that has runs, from the runs' files. Differences and ratios are taken seed by seed."""
+    runs = [json.loads(path.read_text()) for path in sorted((out / "runs").glob("*.json"))]
+    by_row: dict[str, dict[int, dict[str, Any]]] = {}
+    for run in runs:
+        by_row.setdefault(run["row"], {})[run["seed"]] = run
+    lines: list[dict[str, Any]] = []
+    for row in suite.rows:
+        own = by_row.get(row.name)
+        if not own:
+            continue
+        mean, half = interval([run["accuracy"] for run in own.values()])
+        line = {"row": row.name, "seeds": len(own), "accuracy": mean, "half": half}
+        for name in ("passes_per_step", "ascents", "peak_memory_mb"):
+            line[name] = statistics.fmean(run[name] for run in own.values())
+        line["rho"] = next(iter(own.values()))["rho"]
+        for rival in ("sgd", "sam"):
+            pairs = [(run, by_row[rival][seed]) for seed, run in own.items() if seed in by_row.get(rival, {})]
+            if not pairs:
+                continue
+            line[f"minus_{rival}"] = interval([a["accuracy"] - b["accuracy"] for a, b in pairs])
+            for clock in ("seconds", "cpu_seconds"):
+                line[f"{clock}_over_{rival}"] = statistics.median(a[clock] / b[clock] for a, b in pairs)
+        lines.append(line)
+    return lines
+
+
+def _percent(value: tuple[float, float] | None, sign: str = "") -> str:
+    if value is None:
+        return ""
+    return f"{100 * value[0]:{sign}.2f}" + ("" if math.isnan(value[1]) else f" ± {100 * value[1]:.2f}")
+
+
+def write(suite: Suite, out: Path) -> None:
+    """table.md, table.json and the figures, from the files of the runs."""
+    lines = table(suite, out)
+    text = [
+        "| row | seeds | accuracy, % | minus SGD | minus SAM | passes/step | ascents | time / SGD | time / SAM | MB | rho |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for line in lines:
+        ratios = [f"{line[k]:.2f}" if k in line else "" for k in ("cpu_seconds_over_sgd", "cpu_seconds_over_sam")]
+        cells = [
+            line["row"], str(line["seeds"]), _percent((line["accuracy"], line["half"])), _percent(line.get("minus_sgd"), "+"),
+            _percent(line.get("minus_sam"), "+"), f"{line['passes_per_step']:.3f}", f"{line['ascents']:.0f}", *ratios,
+            f"{line['peak_memory_mb']:.1f}", "" if line["rho"] is None else f"{line['rho']:g}",
+        ]  # fmt: skip
+        text.append(f"| {' | '.join(cells)} |")
+    text += [
+        "",
+        "Mean and 95 % interval by Student's t; differences, taken seed by seed, likewise. Time: seconds of the processor, one"
+        " thread, median of the ratios seed by seed; table.json has those of the wall clock too. MB: peak of a step's tensors.",
+        "",
+    ]
+    (out / "table.md").write_text("\n".join(text))
+    log.write_json(out / "table.json", lines)
+    _draw(lines, out)
+
+
+def _draw(lines: list[dict[str, Any]], out: Path) -> None:
+    import matplotlib.figure
+
+    figure = matplotlib.figure.Figure(figsize=(9, 6), layout="constrained")
+    panel = figure.subplots()
+    for line in lines:
+        half = 0.0 if math.isnan(line["half"]) else 100 * line["half"]
+        x, y = line["passes_per_step"], 100 * line["accuracy"]
+        panel.errorbar(x, y, half, fmt="o", markersize=4, capsize=2)
+        panel.annotate(line["row"], (x, y), xytext=(4, 3), textcoords="offset points", fontsize=7)
+    panel.set(xlabel="passes per step", ylabel="accuracy, %")
+    panel.grid(alpha=0.3)
+    figure.savefig(out / "pareto.png", dpi=110)
+
+    figure = matplotlib.figure.Figure(figsize=(9, 3.5), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for path in sorted((out / "runs").glob("arsam*.json")):
+        run = json.loads(path.read_text())
+        left.plot(range(1, len(run["rate"]) + 1), run["rate"], label=path.stem)
+    left.set(title="S, ascents per window of 50", xlabel="epoch")
+    if left.lines:
+        left.legend(fontsize=7)
+    if (out / "ageing.json").exists():
+        aged = json.loads((out / "ageing.json").read_text())
+        for start, values in zip(aged["starts"], aged["cosine_by_start"], strict=True):
+            right.plot(aged["ages"], values, alpha=0.4, label=f"from step {start}")
+        right.plot(aged["ages"], aged["cosine"], color="black", label="mean")
+        right.legend(fontsize=7)
+        right.set_ylim(bottom=min(0.0, min(min(v) for v in aged["cosine_by_start"])))
+    right.set(title="cosine of a PSF with the one j steps before", xlabel="j")
+    for panel in (left, right):
+        panel.grid(alpha=0.3)
+    figure.savefig(out / "ageing.png", dpi=110)
