@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from tasks import checkpoint, distributed, log
+from tasks import checkpoint, distributed, folder, log
 from tasks.base import Batch, UserError
 from tasks.config import data_path
 from tasks.loading import Seeded
@@ -140,9 +140,11 @@ class PoseTask(LowBit):
         found = self.results(model, batches, people)
         if out is not None:
             report = evaluate.error_report(annotations, found)
-            log.write_json(out / "errors.json", report)
-            draw.error_picture(out / "errors.png", report)
-            draw.write(out / "predictions.png", self._worst_and_best(annotations, found))
+            sheet = self._worst_and_best(annotations, found)
+            with folder.tolerated(out):
+                log.write_json(out / "errors.json", report)
+                draw.error_picture(out / "errors.png", report)
+                draw.write(out / "predictions.png", sheet)
         return evaluate.coco_figures(annotations, found)
 
     def _worst_and_best(self, annotations: dict[str, Any], found: list[dict[str, Any]], count: int = 8) -> NDArray[np.uint8]:
