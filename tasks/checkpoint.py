@@ -126,7 +126,12 @@ def weights(path: Path) -> dict[str, Any]:
         UserError: unreadable.
     """
     state = load(path)
-    return state.get("average") or state.get("model") or state.get("state_dict") or state
+    found = next(
+        (part for part in map(state.get, ("average", "model", "state_dict")) if isinstance(part, dict) and part), state
+    )
+    if not all(isinstance(name, str) for name in found):
+        raise UserError(f"{path}: not a state_dict: its keys are no names")
+    return found
 
 
 def fill(model: torch.nn.Module, state: dict[str, Any], path: Path) -> None:

@@ -102,7 +102,7 @@ def load(path: str, *, sample: bool = False) -> Config:
     sys.modules[spec.name] = module  # where a dataclass of the config's own looks for its annotations
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserError(f"{path}: {type(error).__name__}: {error}") from error
     name = "sample" if sample else "config"
     config = getattr(module, name, None)

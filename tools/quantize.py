@@ -7,7 +7,7 @@ from pathlib import Path
 
 import cli
 
-from tasks import log
+from tasks import folder, log
 from tasks.quant import report, stages
 
 DEFAULT = Path(os.path.relpath(Path(__file__).parent.parent / "configs/quant/resnet18_w4a4_arsam.py"))
@@ -30,12 +30,19 @@ def main() -> None:
     out = cli.run_folder(path, sample, arguments.out, resume=False, holds="report.json")
     device = cli.device(arguments.device)
     print(f"into {out}", flush=True)
-    result = stages.run(
-        config, out, device=device, float_checkpoint=arguments.checkpoint, name=path, say=lambda line: print(line, flush=True)
-    )  # fmt: skip
-    result = {**result, "machine": log.environment(device)}
-    print()
-    print(report.write(out, result))
+    with folder.held(out):
+        result = stages.run(
+            config,
+            out,
+            device=device,
+            float_checkpoint=arguments.checkpoint,
+            name=path,
+            say=lambda line: print(line, flush=True),
+        )
+        result = {**result, "machine": log.environment(device)}
+        print()
+        with folder.required(out):
+            print(report.write(out, result))
 
 
 if __name__ == "__main__":
