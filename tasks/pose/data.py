@@ -25,7 +25,7 @@ from tasks.pose.codec import Codec
 from tasks.pose.transforms import Augmentation
 
 cv2.setNumThreads(0)  # the loader's processes are the parallelism; threads inside each fight for the same cores
-cv2.setLogLevel(0)  # what is wrong with a picture is said in our own words
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # what is wrong with a picture is said in our own words
 
 KEYPOINTS = (
     "nose",
@@ -148,6 +148,9 @@ def _annotated(
         raise UserError(f"{where} has NaN or inf in its bbox, keypoints or area")
     if min(width, height, area) < 0:
         raise UserError(f"{where} has a negative size, bbox {annotation['bbox']}, area {area}; bbox is (x, y, width, height)")
+    for name in ("iscrowd", "num_keypoints"):  # the evaluators count on numbers
+        if not isinstance(annotation.get(name, 0), int):
+            raise UserError(f"{where} has {name} {annotation[name]!r}, expected a whole number")
     limit = np.array([image["width"] - 1, image["height"] - 1])
     low, high = np.clip([x, y], 0, limit), np.clip([x + width, y + height], 0, limit)
     if annotation.get("iscrowd") or not (high > low).all() or not (keypoints[:, 2] > 0).any():
