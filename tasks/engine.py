@@ -102,7 +102,7 @@ def _train(
     clip = _clipping(optimizer, model, config)
     writes = distributed.rank() == 0
 
-    state = Progress()
+    state, lines = Progress(), None
     paths = out / "last.pt", out / "previous.pt"
     if resume and not any(path.is_file() for path in paths) and (out / "run.json").is_file():
         resume = False
@@ -116,21 +116,21 @@ def _train(
         if writes:
             checkpoint.recover(*paths)
         distributed.first(None)  # the others wait for it
-        state = _restore(out, config, model, average, optimizer, scaler)
+        state, lines = _restore(out, config, model, average, optimizer, scaler)
         batches.start = state.step
     elif distributed.rank():
         torch.manual_seed(config.seed + 1_000_003 * distributed.rank())  # dropout of its own, after the same initialisation
     if writes:
         with folder.required(out / "run.json"):
             log.write_json(out / "run.json", {"name": name, "config": describe(config), **log.environment(device)})
-    metrics = log.Metrics(out / "metrics.jsonl", state.step // batches.per_epoch, writes)
+    metrics = log.Metrics(out / "metrics.jsonl", state.step // batches.per_epoch, writes, lines)
     last: dict[str, float] = next((line["metrics"] for line in reversed(metrics.lines) if "metrics" in line), {})
 
     loss_sum = torch.full((), state.epoch_loss, dtype=torch.float64, device=device)
 
     def save(path: Path, written: Callable[[Path], AbstractContextManager[None]] = folder.tolerated) -> bool:
         state.epoch_loss = loss_sum.item()
-        whole = _state(config, state, model, average, optimizer, scaler)
+        whole = {**_state(config, state, model, average, optimizer, scaler), "metrics": metrics.lines}
         done = not writes
         if writes:
             with written(path):
@@ -408,7 +408,7 @@ def _state(
 
 def _restore(
     out: Path, config: Config, model: nn.Module, average: AveragedModel | None, optimizer: Optimizer, scaler: GradScaler
-) -> Progress:
+) -> tuple[Progress, list[dict[str, Any]] | None]:
     path = out / "last.pt"
     saved = checkpoint.load(path)
     if "progress" not in saved or "config" not in saved:
@@ -425,7 +425,11 @@ def _restore(
 
 def _restored(
     saved: dict[str, Any], model: nn.Module, average: AveragedModel | None, optimizer: Optimizer, scaler: GradScaler
-) -> Progress:
+) -> tuple[Progress, list[dict[str, Any]] | None]:
+    """Where the run stands, and the lines of its metrics.jsonl, which may not have reached the file."""
+    lines = saved.get("metrics")
+    if lines is not None and not all(line["epoch"] >= 1 for line in lines):
+        raise ValueError("metrics of no epoch")
     model.load_state_dict(saved["model"])
     if average is not None:
         average.module.load_state_dict(saved["average"])
@@ -436,7 +440,7 @@ def _restored(
         torch.set_rng_state(saved["rng"][distributed.rank()])
     if torch.cuda.is_available() and saved["cuda_rng"]:
         torch.cuda.set_rng_state_all(saved["cuda_rng"])
-    return Progress(**saved["progress"])
+    return Progress(**saved["progress"]), lines
 
 
 def _differences(old: Any, new: Any, name: str = "") -> Iterator[str]:

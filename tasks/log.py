@@ -66,13 +66,14 @@ class Metrics:
     Args:
         path: the file.
         epoch: lines of later epochs are dropped: a resumed run writes them again.
+        lines: so far; None: those of the file.
         writes: False keeps the lines and writes none: this process is not the first.
     """
 
-    def __init__(self, path: Path, epoch: int = 0, writes: bool = True) -> None:
+    def __init__(self, path: Path, epoch: int = 0, writes: bool = True, lines: list[dict[str, Any]] | None = None) -> None:
         self._path = path
         self._writes = writes
-        self.lines = [line for line in read(path) if line["epoch"] <= epoch] if epoch else []
+        self.lines = [line for line in (read(path) if lines is None else lines) if line["epoch"] <= epoch] if epoch else []
         if writes:
             with folder.required(path):
                 self.flush()
