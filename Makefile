@@ -3,7 +3,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 MMPOSE := .venv-mmpose
 
-.PHONY: help setup format check test test-slow test-mmpose mmpose mutants bench demo clean
+.PHONY: help setup format check test test-slow test-mmpose mmpose mutants faults fuzz bench demo clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -44,6 +44,12 @@ test-mmpose: mmpose  ## ARSAM inside OpenMMLab's loop, and agreement with mmpose
 
 mutants: setup  ## break the optimizer in known ways; each must be killed by its test
 	$(BIN)/python tests/mutants.py
+
+faults: setup  ## kill training runs at random moments and fail their writes; each must end as if nothing had happened
+	$(BIN)/python tests/faults.py
+
+fuzz: setup  ## mutilated annotations, overrides, checkpoints and pictures, for SECONDS (60)
+	$(BIN)/python tests/fuzz.py $(or $(SECONDS),60)
 
 bench: setup  ## cost of a step
 	$(BIN)/python tools/bench.py overhead

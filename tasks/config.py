@@ -81,6 +81,8 @@ class Config:
         for name, least in leasts.items():
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be >= {least}, got {getattr(self, name)}")
+        if self.seed >= 2**63:
+            raise ValueError(f"seed must be below 2**63, got {self.seed}")
         if self.ema is not None and not 0 < self.ema < 1:
             raise ValueError(f"ema must lie in (0, 1), got {self.ema}; None switches it off")
         if self.clip_norm is not None and not self.clip_norm > 0:
@@ -102,7 +104,7 @@ def load(path: str, *, sample: bool = False) -> Config:
     sys.modules[spec.name] = module  # where a dataclass of the config's own looks for its annotations
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserError(f"{path}: {type(error).__name__}: {error}") from error
     name = "sample" if sample else "config"
     config = getattr(module, name, None)

@@ -9,7 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -24,7 +24,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from arsam import ARSAM, functional, scaled_step
-from tasks import checkpoint, distributed, log
+from tasks import checkpoint, distributed, folder, log
 from tasks.base import Batch, UserError
 from tasks.config import Config, describe, in_steps
 from tasks.loading import Batches, loader
@@ -67,7 +67,8 @@ def train(config: Config, out: Path, *, device: torch.device, resume: bool = Fal
 
     Args:
         config: what to run.
-        out: folder for run.json, metrics.jsonl, last.pt, best.pt, result.json and curves.png.
+        out: folder for run.json, metrics.jsonl, last.pt, best.pt, result.json and curves.png; while the run is not finished,
+            also previous.pt, the checkpoint before the last.
         device: where to run.
         resume: go on from ``out/last.pt``.
         name: of the config, for the records.
@@ -79,6 +80,13 @@ def train(config: Config, out: Path, *, device: torch.device, resume: bool = Fal
         UserError: something the user can put right.
         KeyboardInterrupt: SIGINT or SIGTERM came, and last.pt has been written.
     """
+    with ExitStack() as until_the_end:
+        return _train(config, out, device, resume, name, until_the_end)
+
+
+def _train(
+    config: Config, out: Path, device: torch.device, resume: bool, name: str, until_the_end: ExitStack
+) -> dict[str, Any]:
     task = config.task
     torch.manual_seed(config.seed)
     data = task.dataset("train")
@@ -94,31 +102,52 @@ def train(config: Config, out: Path, *, device: torch.device, resume: bool = Fal
     clip = _clipping(optimizer, model, config)
     writes = distributed.rank() == 0
 
-    state = Progress()
+    state, lines = Progress(), None
+    paths = out / "last.pt", out / "previous.pt"
+    if resume and not any(path.is_file() for path in paths) and (out / "run.json").is_file():
+        resume = False
+        if writes:
+            print(f"warning: {out}: the run wrote no checkpoint; it starts from the beginning", file=sys.stderr, flush=True)
+    if writes and (not resume or out.is_dir()):
+        until_the_end.enter_context(folder.held(out))
+        for leftover in out.glob("*.tmp"):  # of a process that was killed
+            leftover.unlink()
     if resume:
-        state = _restore(out, config, model, average, optimizer, scaler)
+        if writes:
+            checkpoint.recover(*paths)
+        distributed.first(None)  # the others wait for it
+        state, lines = _restore(out, config, model, average, optimizer, scaler)
         batches.start = state.step
     elif distributed.rank():
         torch.manual_seed(config.seed + 1_000_003 * distributed.rank())  # dropout of its own, after the same initialisation
     if writes:
-        out.mkdir(parents=True, exist_ok=True)
-        log.write_json(out / "run.json", {"name": name, "config": describe(config), **log.environment(device)})
-    metrics = log.Metrics(out / "metrics.jsonl", state.step // batches.per_epoch, writes)
+        with folder.required(out / "run.json"):
+            log.write_json(out / "run.json", {"name": name, "config": describe(config), **log.environment(device)})
+    metrics = log.Metrics(out / "metrics.jsonl", state.step // batches.per_epoch, writes, lines)
     last: dict[str, float] = next((line["metrics"] for line in reversed(metrics.lines) if "metrics" in line), {})
 
     loss_sum = torch.full((), state.epoch_loss, dtype=torch.float64, device=device)
 
-    def save(path: Path) -> None:
+    def save(path: Path, written: Callable[[Path], AbstractContextManager[None]] = folder.tolerated) -> bool:
         state.epoch_loss = loss_sum.item()
-        whole = _state(config, state, model, average, optimizer, scaler)
+        whole = {**_state(config, state, model, average, optimizer, scaler), "metrics": metrics.lines}
+        done = not writes
         if writes:
-            checkpoint.save(path, whole)
+            with written(path):
+                checkpoint.save(path, whole, paths[1] if path == paths[0] and state.step else None)
+                done = True
+        return not distributed.anywhere(not done)
 
     bar = tqdm(
         total=batches.total, initial=state.step, unit="step", disable=not (writes and sys.stdout.isatty()), dynamic_ncols=True
     )
     trained.train()
     with _interruptible() as interrupted, bar:
+        if not resume:
+            if writes:
+                paths[1].unlink(missing_ok=True)  # of another run
+            save(paths[0], folder.required)  # shows that there is room for one before time is spent
+        saved = True
         clock = time.perf_counter()
         for cpu_batch in loader(data, config, device, batch_sampler=batches):
             state.epoch_seconds_waiting += time.perf_counter() - clock
@@ -160,7 +189,7 @@ def train(config: Config, out: Path, *, device: torch.device, resume: bool = Fal
                 bar.set_postfix_str(f"{_shown(line)}, {state.passes - state.step} ascents")
 
             if state.skipped_in_a_row > config.patience:
-                save(out / "last.pt")
+                save(paths[0])
                 raise UserError(_diverged(out, state, batches))
             if steps_done == batches.per_epoch:
                 loss_sum.fill_(sum(distributed.gathered([loss_sum.item()])) / distributed.world())
@@ -176,15 +205,19 @@ def train(config: Config, out: Path, *, device: torch.device, resume: bool = Fal
                 loss_sum.zero_()
                 state.new_epoch()
                 if last and (state.best is None or last[task.metric] > state.best):
-                    state.best = last[task.metric]
-                    save(out / "best.pt")
-                save(out / "last.pt")
+                    before, state.best = state.best, last[task.metric]
+                    if not save(out / "best.pt"):
+                        state.best = before
+                saved = save(paths[0])
                 if writes:
-                    log.draw_curves(out / "curves.png", metrics.lines, task.metric)
+                    with folder.tolerated(out / "curves.png"):
+                        log.draw_curves(out / "curves.png", metrics.lines, task.metric)
                 clock = time.perf_counter()
             if distributed.anywhere(interrupted()):
-                save(out / "last.pt")
+                save(paths[0])
                 raise KeyboardInterrupt
+    if not saved:
+        save(paths[0], folder.required)
     result = {
         "task": task.name,
         "metrics": last,
@@ -199,7 +232,10 @@ def train(config: Config, out: Path, *, device: torch.device, resume: bool = Fal
         **({"skipped": state.skipped} if state.skipped else {}),
     }
     if writes:
-        log.write_json(out / "result.json", result)
+        with folder.required(out / "result.json"):
+            metrics.flush()
+            log.write_json(out / "result.json", result)
+            paths[1].unlink(missing_ok=True)
     return result
 
 
@@ -372,14 +408,28 @@ def _state(
 
 def _restore(
     out: Path, config: Config, model: nn.Module, average: AveragedModel | None, optimizer: Optimizer, scaler: GradScaler
-) -> Progress:
+) -> tuple[Progress, list[dict[str, Any]] | None]:
     path = out / "last.pt"
     saved = checkpoint.load(path)
-    if "progress" not in saved:
+    if "progress" not in saved or "config" not in saved:
         raise UserError(f"{path}: holds weights only; a run goes on from its own last.pt")
     differences = list(_differences(saved["config"], describe(config)))
     if differences:
         raise UserError(f"{path}: made with another config: {'; '.join(differences[:5])}")
+    try:
+        return _restored(saved, model, average, optimizer, scaler)
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        what = " ".join(str(error).split())[:300]
+        raise UserError(f"{path}: not the checkpoint of a run of this version: {type(error).__name__} {what}") from error
+
+
+def _restored(
+    saved: dict[str, Any], model: nn.Module, average: AveragedModel | None, optimizer: Optimizer, scaler: GradScaler
+) -> tuple[Progress, list[dict[str, Any]] | None]:
+    """Where the run stands, and the lines of its metrics.jsonl, which may not have reached the file."""
+    lines = saved.get("metrics")
+    if lines is not None and not all(line["epoch"] >= 1 for line in lines):
+        raise ValueError("metrics of no epoch")
     model.load_state_dict(saved["model"])
     if average is not None:
         average.module.load_state_dict(saved["average"])
@@ -390,7 +440,7 @@ def _restore(
         torch.set_rng_state(saved["rng"][distributed.rank()])
     if torch.cuda.is_available() and saved["cuda_rng"]:
         torch.cuda.set_rng_state_all(saved["cuda_rng"])
-    return Progress(**saved["progress"])
+    return Progress(**saved["progress"]), lines
 
 
 def _differences(old: Any, new: Any, name: str = "") -> Iterator[str]:

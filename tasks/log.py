@@ -14,12 +14,21 @@ from typing import Any
 import torch
 
 import arsam
+from tasks import folder
+from tasks.base import UserError
 
 
 def write_json(path: Path, value: Any) -> None:
     """Write aside and rename, so that a reader never sees half a file."""
+    _write(path, json.dumps(value, indent=2) + "\n")
+
+
+def _write(path: Path, text: str) -> None:
     aside = path.with_suffix(".tmp")
-    aside.write_text(json.dumps(value, indent=2) + "\n")
+    with open(aside, "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
     os.replace(aside, path)
 
 
@@ -57,27 +66,45 @@ class Metrics:
     Args:
         path: the file.
         epoch: lines of later epochs are dropped: a resumed run writes them again.
+        lines: so far; None: those of the file.
         writes: False keeps the lines and writes none: this process is not the first.
     """
 
-    def __init__(self, path: Path, epoch: int = 0, writes: bool = True) -> None:
+    def __init__(self, path: Path, epoch: int = 0, writes: bool = True, lines: list[dict[str, Any]] | None = None) -> None:
         self._path = path
         self._writes = writes
-        self.lines = [line for line in read(path) if line["epoch"] <= epoch] if epoch else []
+        self.lines = [line for line in (read(path) if lines is None else lines) if line["epoch"] <= epoch] if epoch else []
         if writes:
-            path.write_text("".join(json.dumps(line) + "\n" for line in self.lines))
+            with folder.required(path):
+                self.flush()
 
     def write(self, line: dict[str, Any]) -> None:
-        """Append a line."""
+        """Append a line. One that cannot be written waits for the next."""
         self.lines.append(line)
         if self._writes:
-            with open(self._path, "a") as file:
-                file.write(json.dumps(line) + "\n")
+            with folder.tolerated(self._path):
+                self.flush()
+
+    def flush(self) -> None:
+        """Write all lines anew: they are few, and no line is ever torn."""
+        _write(self._path, "".join(json.dumps(line) + "\n" for line in self.lines))
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    """The lines of a metrics.jsonl, but for a last one that was cut off.
+
+    Raises:
+        UserError: a line before the last is no JSON.
+    """
+    lines = path.read_bytes().splitlines() if path.is_file() else []
+    found = []
+    for number, line in enumerate(lines, 1):
+        try:
+            found.append(json.loads(line))
+        except ValueError as error:
+            if number < len(lines):
+                raise UserError(f"{path}: line {number} is not JSON ({error}); remove the file, or the line") from error
+    return found
 
 
 def draw_curves(path: Path, lines: list[dict[str, Any]], metric: str) -> None:

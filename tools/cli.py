@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -19,9 +20,15 @@ from tasks.base import UserError
 _OVERRIDE = re.compile(r"[A-Za-z_][\w.]*=")
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """One line, as of every other mistake."""
+        raise UserError(f"{message}; see {self.prog} --help")
+
+
 def parser(description: str) -> argparse.ArgumentParser:
     """A parser with the arguments that every tool on configs has."""
-    parser = argparse.ArgumentParser(description=description)
+    parser = _Parser(description=description)
     parser.add_argument("words", nargs="*", metavar="CONFIG | name=value", help="a config file, and overrides of its fields")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: %(default)s")
     return parser
@@ -81,7 +88,7 @@ def device(name: str) -> torch.device:
     """The device of this name, if it is here; "cuda" is the process' own under torchrun."""
     try:
         device = torch.device(f"cuda:{distributed.local_rank()}" if name == "cuda" and distributed.world() > 1 else name)
-        torch.empty(0, device=device)
+        torch.zeros(1, device=device).item()  # "meta" has no values
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UserError(f"--device {name}: {str(error).splitlines()[0]}") from error
     return device
@@ -101,7 +108,8 @@ def run(main: Callable[[], None]) -> None:
         distributed.stop()
     except UserError as error:
         # From a loader process the message comes wrapped in that process's traceback.
-        print(f"error: {str(error).rsplit('UserError: ', 1)[-1].strip()}", file=sys.stderr)
+        message = str(error).rsplit("UserError: ", 1)[-1].strip()
+        print(f"error: {' '.join(message.splitlines())}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import cli
 
-from tasks import checkpoint, distributed, engine
+from tasks import checkpoint, distributed, engine, folder
 
 
 def main() -> None:
@@ -23,7 +23,8 @@ def main() -> None:
     checkpoint.load_weights(model, arguments.checkpoint)
     model.to(device).to(memory_format=engine.memory_format(config))
     if arguments.out is not None:
-        arguments.out.mkdir(parents=True, exist_ok=True)
+        with folder.required(arguments.out):
+            arguments.out.mkdir(parents=True, exist_ok=True)
     metrics = engine.evaluate(config, model, device, arguments.out)
     if distributed.rank() == 0:
         cli.print_table(metrics)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import cli
 import numpy as np
 
-from tasks import checkpoint, log
+from tasks import checkpoint, folder, log
 from tasks.base import UserError
 from tasks.pose import draw
 from tasks.pose.data import KEYPOINTS, Person, detected_people, read_json, read_picture
@@ -47,6 +48,15 @@ def main() -> None:
     out = cli.run_folder(
         str(Path(path).with_stem(f"{Path(path).stem}-predictions")), False, arguments.out, resume=False, holds="keypoints.json"
     )
+    with folder.required(out):
+        write(out, pictures, ids, checkpoints, answers)
+    print(f"{len(KEYPOINTS)} keypoints a person, as COCO results, in {out / 'keypoints.json'}")
+
+
+def write(
+    out: Path, pictures: list[Path], ids: list[int], checkpoints: list[Path], answers: list[list[dict[str, Any]]]
+) -> None:
+    """The drawn pictures and the poses of each checkpoint."""
     out.mkdir(parents=True, exist_ok=True)
     for picture, image_id in zip(pictures, ids, strict=True):
         content = read_picture(picture)
@@ -60,7 +70,6 @@ def main() -> None:
     names = {image_id: str(picture) for picture, image_id in zip(pictures, ids, strict=True)}
     for name, found in zip(("keypoints.json", "keypoints-compared.json"), answers, strict=False):
         log.write_json(out / name, [{**pose, "file_name": names[pose["image_id"]]} for pose in found])
-    print(f"{len(KEYPOINTS)} keypoints a person, as COCO results, in {out / 'keypoints.json'}")
 
 
 def image_ids(pictures: list[Path]) -> list[int]:
@@ -83,8 +92,7 @@ def boxes(source: Path, pictures: list[Path], ids: list[int]) -> list[Person]:
     for d in detections if isinstance(detections, list) else []:
         if isinstance(d, dict) and "file_name" in d:
             d["image_id"] = names.get(Path(str(d["file_name"])).name)
-    listed = [{"id": image_id, "file_name": str(picture)} for picture, image_id in zip(pictures, ids, strict=True)]
-    return detected_people(detections, listed, Path(), source)
+    return detected_people(detections, dict(zip(ids, pictures, strict=True)), source)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import cli
 
-from tasks import distributed, log
+from tasks import distributed, folder, log
 from tasks.base import UserError
 from tasks.quant import report, stages
 
@@ -35,12 +35,19 @@ def main() -> None:
     out = cli.run_folder(path, sample, arguments.out, resume=False, holds="report.json")
     device = cli.device(arguments.device)
     print(f"into {out}", flush=True)
-    result = stages.run(
-        config, out, device=device, float_checkpoint=arguments.checkpoint, name=path, say=lambda line: print(line, flush=True)
-    )  # fmt: skip
-    result = {**result, "machine": log.environment(device)}
-    print()
-    print(report.write(out, result))
+    with folder.held(out):
+        result = stages.run(
+            config,
+            out,
+            device=device,
+            float_checkpoint=arguments.checkpoint,
+            name=path,
+            say=lambda line: print(line, flush=True),
+        )
+        result = {**result, "machine": log.environment(device)}
+        print()
+        with folder.required(out):
+            print(report.write(out, result))
 
 
 if __name__ == "__main__":

@@ -142,8 +142,13 @@ def _spaced(tile: Picture) -> tuple[Picture, Picture]:
 
 
 def write(path: Path, picture: Picture) -> None:
-    """As JPEG or PNG, by the name."""
-    cv2.imwrite(str(path), cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+    """As JPEG or PNG, by the name.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    if not cv2.imwrite(str(path), cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)):
+        raise OSError(f"{path}: cannot be written")
 
 
 def error_picture(path: Path, report: dict[str, Any]) -> None:

@@ -136,14 +136,18 @@ def normalised(annotations: dict[str, Any]) -> dict[str, Any]:
     """Ground truth as every evaluator reads it alike.
 
     An annotation id of 0 counts as unmatched in pycocotools, so ids start at 1 here; a missing num_keypoints, area or
-    iscrowd is filled in.
+    iscrowd is filled in. Everybody is a person, whatever the file calls them: so are the results.
     """
-    truth = copy.deepcopy(annotations)
+    images = [{"id": image["id"]} for image in annotations["images"]]
+    truth = {"images": images, "annotations": copy.deepcopy(annotations["annotations"]), "categories": [{"id": 1}]}
     for number, annotation in enumerate(truth["annotations"], start=1):
-        annotation["id"] = number
+        annotation.update(id=number, category_id=1)
+        for name in ("bbox", "keypoints"):  # floats, however large the file's whole numbers are
+            annotation[name] = np.asarray(annotation[name], dtype=np.float64).tolist()
         annotation.setdefault("iscrowd", 0)
         annotation.setdefault("num_keypoints", sum(v > 0 for v in annotation["keypoints"][2::3]))
-        annotation.setdefault("area", 0.53 * annotation["bbox"][2] * annotation["bbox"][3])  # mmpose's share of the box
+        box: Any = annotation["bbox"]
+        annotation["area"] = float(annotation.get("area", 0.53 * box[2] * box[3]))  # without one, mmpose's share of the box
     return truth
 
 

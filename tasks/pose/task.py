@@ -13,13 +13,23 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from tasks import checkpoint, distributed, log
+from tasks import checkpoint, distributed, folder, log
 from tasks.base import Batch, UserError
 from tasks.config import data_path
 from tasks.loading import Seeded
 from tasks.pose import draw, evaluate, sample, transforms
 from tasks.pose.codec import Codec, Heatmap
-from tasks.pose.data import MIRRORED, Person, PoseData, annotated_people, detected_people, read_json, read_picture
+from tasks.pose.data import (
+    MIRRORED,
+    Person,
+    PoseData,
+    annotated_people,
+    detected_people,
+    listed_pictures,
+    read_json,
+    read_picture,
+    readable_people,
+)
 from tasks.pose.model import HeatmapHRNet
 from tasks.pose.transforms import Augmentation
 from tasks.quant.lowbit import LowBit, has_quantizers, normalised
@@ -37,6 +47,8 @@ class PoseTask(LowBit):
         root: folder in COCO's layout (annotations/person_keypoints_{train,val}2017.json, train2017/, val2017/), or
             "sample" for drawn people.
         limit: the first N people of each split; None: all.
+        skip_broken: leave out the people in pictures that cannot be read, which are listed, instead of stopping at the first;
+            reads every picture once, before training.
         detections: COCO detection-results JSON whose boxes are evaluated in place of the annotated ones.
         codec: Heatmap or SimCC; sets the crop's size and the loss.
         network: called with the codec, returns the network.
@@ -52,6 +64,7 @@ class PoseTask(LowBit):
 
     root: str = "data/coco"
     limit: int | None = None
+    skip_broken: bool = False
     detections: str | None = None
     codec: Codec = Heatmap()
     network: Callable[..., nn.Module] = partial(HeatmapHRNet)
@@ -84,22 +97,29 @@ class PoseTask(LowBit):
         source, pictures = self._files(split)
         how = "see README, section Data, for how to get COCO, or try --sample"
         annotations = read_json(source, how)
-        if not isinstance(annotations, dict) or not {"images", "annotations"} <= annotations.keys():
-            raise UserError(f"{source}: not a COCO annotation file: it lacks images or annotations")
+        if (
+            not isinstance(annotations, dict)
+            or not isinstance(annotations.get("images"), list)
+            or not {"images", "annotations"} <= annotations.keys()
+        ):
+            raise UserError(f"{source}: not a COCO annotation file: it lacks a list of images or annotations")
         if not pictures.is_dir():
             raise UserError(f"{pictures}: no such folder; {how}")
         if split == "val" and self.detections is not None:
             path = Path(self.detections)
-            people = detected_people(
-                read_json(path, "task.detections is a COCO results file"), annotations["images"], pictures, path
-            )
+            files = listed_pictures(annotations["images"], pictures, source)
+            people = detected_people(read_json(path, "task.detections is a COCO results file"), files, path)
+            readable = readable_people(people) if self.skip_broken else people
+            unread = {person.image_id for person in people} - {person.image_id for person in readable}
+            kept = [a for a in annotations["annotations"] if a["image_id"] not in unread]
+            people, annotations = readable, {**annotations, "annotations": kept}
         else:
-            people = annotated_people(annotations, pictures, source)
-            if self.limit is not None:
-                # The people left out would count as missed; crowds and the unlabelled stay, to be ignored.
-                left_out = {person.annotation for person in people[self.limit :]}
-                kept = [a for place, a in enumerate(annotations["annotations"]) if place not in left_out]
-                annotations = {**annotations, "annotations": kept}
+            everybody = annotated_people(annotations, pictures, source)
+            people = (readable_people(everybody) if self.skip_broken else everybody)[: self.limit]
+            # The people left out would count as missed; crowds and the unlabelled stay, to be ignored.
+            left_out = {person.annotation for person in everybody} - {person.annotation for person in people}
+            kept = [a for place, a in enumerate(annotations["annotations"]) if place not in left_out]
+            annotations = {**annotations, "annotations": kept}
         people = people[: self.limit]
         if not people:
             raise UserError(f"{source}: nobody to learn from: no person has a box and a labelled joint")
@@ -121,7 +141,11 @@ class PoseTask(LowBit):
         network = self.network(codec=self.codec)
         saved = checkpoint.weights(Path(self.weights)) if self.weights is not None else None
         if saved is not None and not has_quantizers(saved):
-            answer = network.backbone.load_state_dict(saved, strict=False)  # type: ignore[union-attr, operator]
+            try:
+                answer = network.backbone.load_state_dict(saved, strict=False)  # type: ignore[union-attr, operator]
+            except (RuntimeError, TypeError, AttributeError) as error:
+                what = " ".join(str(error).split())[:300]
+                raise UserError(f"{self.weights}: does not fit the backbone of this config: {what}") from error
             if answer.missing_keys:
                 missing = answer.missing_keys
                 raise UserError(f"{self.weights}: lacks {len(missing)} of the backbone's tensors: {missing[0]}")
@@ -140,9 +164,11 @@ class PoseTask(LowBit):
         found = self.results(model, batches, people)
         if out is not None:
             report = evaluate.error_report(annotations, found)
-            log.write_json(out / "errors.json", report)
-            draw.error_picture(out / "errors.png", report)
-            draw.write(out / "predictions.png", self._worst_and_best(annotations, found))
+            sheet = self._worst_and_best(annotations, found)
+            with folder.tolerated(out):
+                log.write_json(out / "errors.json", report)
+                draw.error_picture(out / "errors.png", report)
+                draw.write(out / "predictions.png", sheet)
         return evaluate.coco_figures(annotations, found)
 
     def _worst_and_best(self, annotations: dict[str, Any], found: list[dict[str, Any]], count: int = 8) -> NDArray[np.uint8]:

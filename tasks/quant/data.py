@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import tarfile
 from collections.abc import Callable, Sized
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import transforms as tv
 
+from tasks import pictures
 from tasks.base import UserError
 from tasks.config import data_path
 
@@ -30,12 +32,21 @@ class Images(Dataset[dict[str, Tensor]]):
         source: (picture, label) pairs, a picture as PIL image.
         transform: picture -> [3, h, w] uint8.
         limit: the first N; None: all.
+        skip_broken: leave out the pictures that cannot be read.
     """
 
-    def __init__(self, source: Any, transform: Callable[[Image.Image], Tensor], limit: int | None) -> None:
+    def __init__(
+        self, source: Any, transform: Callable[[Image.Image], Tensor], limit: int | None, skip_broken: bool = False
+    ) -> None:
         self._source = source
         self._transform = transform
-        self._order = np.random.default_rng(0).permutation(len(source))[:limit]
+        order = np.random.default_rng(0).permutation(len(source))
+        if skip_broken and isinstance(source, _Files):
+            order = order[np.array(pictures.readable(source.names(), source.__getitem__))[order]]
+            if not len(order):
+                raise UserError(f"{source.root}: none of its pictures can be read")
+        self._order = order[:limit]
+        self.classes: int = source.classes if isinstance(source, (_Files, _Digits)) else len(source.classes)
 
     def __len__(self) -> int:
         return len(self._order)
@@ -45,7 +56,9 @@ class Images(Dataset[dict[str, Tensor]]):
         return {"image": self._transform(picture.convert("RGB")), "label": torch.tensor(int(label))}
 
 
-def images(root: str, split: str, *, side: int, cutout: int = 0, augment: bool, limit: int | None) -> Images:
+def images(
+    root: str, split: str, *, side: int, cutout: int = 0, augment: bool, limit: int | None, skip_broken: bool = False
+) -> Images:
     """The split "train" or "val" of a data set.
 
     Args:
@@ -55,13 +68,14 @@ def images(root: str, split: str, *, side: int, cutout: int = 0, augment: bool, 
         cutout: side of one square hole in training crops, in pixels; 0: none (arXiv 1708.04552).
         augment: random crop and mirror image.
         limit: the first N; None: all.
+        skip_broken: leave out the pictures that cannot be read, which are listed; reads every picture once.
 
     Raises:
         UserError: no such data.
     """
     source = _Digits(split) if root == DIGITS else _source(data_path(root), split)
     mirror = root != DIGITS  # a mirrored digit is another digit, or none
-    return Images(source, _transform(side, cutout, augment, mirror), limit)
+    return Images(source, _transform(side, cutout, augment, mirror), limit, skip_broken)
 
 
 def _source(root: Path, split: str) -> Sized:
@@ -73,22 +87,46 @@ def _source(root: Path, split: str) -> Sized:
         for name in names:
             if (root / f"{name}.tar").is_file():
                 # No cache of the tar's index: timm would write it, and read it back, as a pickle.
-                return create_dataset("", str(root / f"{name}.tar"), cache_tarinfo=False)
+                return _Files(create_dataset("", str(root / f"{name}.tar"), cache_tarinfo=False), root / f"{name}.tar")
             if (root / name).is_dir():
-                return create_dataset("", str(root / name))
-    except (RuntimeError, OSError) as error:
+                return _Files(create_dataset("", str(root / name)), root / name)
+        for folder, kind in (("cifar-10-batches-py", datasets.CIFAR10), ("cifar-100-python", datasets.CIFAR100)):
+            if (root / folder).is_dir():
+                return kind(str(root), train=split == "train", download=False)  # checks the files' MD5 before it unpickles
+    except (RuntimeError, OSError, ValueError, tarfile.TarError) as error:
         raise UserError(f"{root}: {error}") from error
-    for folder, kind in (("cifar-10-batches-py", datasets.CIFAR10), ("cifar-100-python", datasets.CIFAR100)):
-        if (root / folder).is_dir():
-            return kind(str(root), train=split == "train", download=False)
     raise UserError(
         f"{root}: no images found; expected {' or '.join(f'{n}.tar or {n}/' for n in names)} with one folder per class,"
         " or torchvision's CIFAR; see README, section Data, or try --sample"
     )
 
 
+class _Files:
+    """What timm finds in a folder or a tar. Its own data set puts the next picture in the place of one it cannot open."""
+
+    def __init__(self, found: Any, root: Path) -> None:
+        self.root = root
+        self._reader = found.reader
+        labels = getattr(self._reader, "class_to_idx", None)  # of folders
+        self.classes = len(self._reader.class_name_to_idx if labels is None else labels)
+
+    def __len__(self) -> int:
+        return len(self._reader)
+
+    def names(self) -> list[str]:
+        return [str(self.root / name) for name in self._reader.filenames()]
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        with pictures.named(self.root / self._reader.filename(index)):
+            file, label = self._reader[index]
+            with file, Image.open(file) as picture:
+                return picture.convert("RGB"), label
+
+
 class _Digits:
     """1,797 digits of 8x8; every fifth is for validation."""
+
+    classes = 10
 
     def __init__(self, split: str) -> None:
         from sklearn.datasets import load_digits

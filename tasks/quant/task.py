@@ -26,6 +26,8 @@ class QuantTask(LowBit):
     Args:
         root: data, see `data.images`; "digits" for the sample.
         limit: the first N images of each split, in a fixed random order; None: all.
+        skip_broken: leave out the pictures that cannot be read, which are listed, instead of stopping at the first; reads
+            every picture once, before training.
         model: a timm model.
         classes: number of classes.
         stem: "model" leaves the first layers alone; "small" gives a resnet a 3x3 convolution of stride 1 and no pooling.
@@ -41,6 +43,7 @@ class QuantTask(LowBit):
 
     root: str = "data/cifar10"
     limit: int | None = None
+    skip_broken: bool = False
     model: str = "resnet18"
     classes: int = 10
     stem: Literal["model", "small"] = "model"
@@ -65,15 +68,21 @@ class QuantTask(LowBit):
 
     def dataset(self, split: str) -> data.Images:
         """Augmented crops of "train", plain ones of "val"."""
-        return data.images(
-            self.root, split, side=self.side, cutout=self.cutout, augment=split == "train", limit=self.limit
-        )  # fmt: skip
+        return self._images(split, cutout=self.cutout, augment=split == "train", limit=self.limit)
+
+    def _images(self, split: str, *, cutout: int, augment: bool, limit: int | None) -> data.Images:
+        found = data.images(
+            self.root, split, side=self.side, cutout=cutout, augment=augment, limit=limit, skip_broken=self.skip_broken
+        )
+        if found.classes > self.classes:
+            raise UserError(f"task.classes: {self.root} holds {found.classes} classes in {split}, got {self.classes}")
+        return found
 
     def crops(self, count: int, *, augment: bool) -> Tensor:
         """The first training images, plain or as training sees them, normalised, [count, 3, side, side]."""
         cutout = self.cutout if augment else 0
         limit = count if self.limit is None else min(count, self.limit)
-        images = data.images(self.root, "train", side=self.side, cutout=cutout, augment=augment, limit=limit)
+        images = self._images("train", cutout=cutout, augment=augment, limit=limit)
         seeded = loading.Seeded(images, seed=0)
         return normalised(torch.stack([seeded[0, i]["image"] for i in range(len(images))]))
 
