@@ -20,17 +20,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.multiprocessing.reductions import StorageWeakRef
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import OneCycleLR
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from arsam import ARSAM, functional
 from arsam.reuse import Decayed, Nothing, Orthogonal, Reuse
 from arsam.sampling import Adaptive, Always, Bernoulli, Budget, GradientNorm, Periodic, Sampling, Tail
 from tasks import log
 from tasks.base import UserError
+from tasks.memory import Live
 from tasks.quant.data import images
 
 Split = tuple[Tensor, Tensor]  # images [N, c, h, w] float32, labels [N] int64
@@ -361,32 +359,13 @@ def _accuracy(model: nn.Module, x: Tensor, y: Tensor) -> float:
     return sum(int((model(a).argmax(1) == b).sum()) for a, b in zip(x.split(500), y.split(500), strict=True)) / len(x)
 
 
-class _Peak(TorchDispatchMode):
-    """Peak of the bytes held by tensors made inside, each storage once."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._made: dict[StorageWeakRef, int] = {}
-        self.bytes = 0
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run the operation and count its results."""
-        result = function(*args, **(kwargs or {}))
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, Tensor):
-                self._made[StorageWeakRef(leaf.untyped_storage())] = leaf.untyped_storage().nbytes()
-        self._made = {storage: size for storage, size in self._made.items() if not storage.expired()}
-        self.bytes = max(self.bytes, sum(self._made.values()))
-        return result
-
-
 def memory(suite: Suite, row: Row, data: Data) -> float:
     """Peak megabytes of weights, gradients, states and activations over four steps, an ascent on every second one."""
     rule = row.sampling(Run(100, 1, 0.5, 0)) if row.sampling is not None else None
     if rule is not None and not isinstance(rule, (Always, Adaptive)):
         rule = Periodic(2)
     x, y = (part[: suite.batch_size] for part in data["train"])
-    with _Peak() as peak:
+    with Live() as live:
         model = network(x.shape[1], suite.width).to(x.device)
         optimizer = _optimizer(suite, row, model, 0.1, rule)
 
@@ -398,7 +377,7 @@ def memory(suite: Suite, row: Row, data: Data) -> float:
 
         for _ in range(4):
             optimizer.step(closure)  # type: ignore[arg-type]
-    return peak.bytes / 1e6
+    return live.peak / 1e6
 
 
 def ageing(suite: Suite, data: Data, rho: float, ages: int = 50, probes: int = 6) -> dict[str, Any]:

@@ -15,15 +15,13 @@ import cli
 import timm
 import torch
 from torch import Tensor, nn
-from torch.multiprocessing.reductions import StorageWeakRef
 from torch.optim import SGD
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from arsam import ARSAM, reuse, sampling
 from tasks import compare as suites
 from tasks import log
 from tasks.base import UserError
+from tasks.memory import Live
 from tasks.quant.calibrate import calibrate
 from tasks.quant.task import QuantTask
 
@@ -197,26 +195,6 @@ def _kept(model: nn.Module, batch: Tensor, labels: Tensor) -> float:
     return kept / sum(p.numel() for p in model.parameters())
 
 
-class _Live(TorchDispatchMode):
-    """Bytes of the tensors made inside that are still there, each storage once."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._made: dict[StorageWeakRef, int] = {}
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run the operation and note its results."""
-        result = function(*args, **(kwargs or {}))
-        for x in tree_leaves(result):
-            if isinstance(x, Tensor):
-                self._made[StorageWeakRef(x.untyped_storage())] = x.untyped_storage().nbytes()
-        return result
-
-    def megabytes(self) -> float:
-        """Now."""
-        return sum(size for storage, size in self._made.items() if not storage.expired()) / 1e6
-
-
 def _brevitas(model: nn.Module, bits: int) -> nn.Module:
     """The model with the quantized layers of brevitas, weights per channel and inputs per tensor."""
     import brevitas.nn as qnn  # pyright: ignore[reportMissingImports]
@@ -292,9 +270,9 @@ def quant(arguments: argparse.Namespace) -> None:
 
             step()
             steps[label] = step
-            with _Live() as live:
+            with Live() as live:
                 output = each(batch)
-            memory[label] = live.megabytes()
+            memory[label] = live.now() / 1e6
             del output
         rows = _rows(_interleaved(steps, arguments.rounds, device), {label: "float" for label in steps if label != "float"})
         for row in rows:

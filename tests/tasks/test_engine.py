@@ -222,36 +222,36 @@ class Recorder(SGD):
         return loss
 
 
-@pytest.mark.parametrize("sharp", [False, True])
-def test_clipping_is_of_the_gradient_that_updates(tmp_path: Path, sharp: bool) -> None:
-    """With ARSAM it is the mixed one that is clipped, once. Kills: clipping of each pass, of g before mixing."""
+def clipped(out: Path, **changes: Any) -> list[float]:
+    """The norms of a run's gradients as the base optimizer gets them, clipped to 0.01."""
     made: list[Recorder] = []
 
     def build(parameters: Any) -> Recorder:
         made.append(Recorder(parameters, lr=1e-3))
         return made[-1]
 
+    run(out, optimizer=build, clip_norm=0.01, **changes)
+    return made[0].norms
+
+
+@pytest.mark.parametrize("sharp", [False, True])
+def test_clipping_is_of_the_gradient_that_updates(tmp_path: Path, sharp: bool) -> None:
+    """With ARSAM it is the mixed one that is clipped, once. Kills: clipping of each pass, of g before mixing."""
     rules = {"sampling": partial(sampling.Periodic, 3), "reuse": partial(reuse.Decayed)}
     sharpness = partial(ARSAM, rho=5.0, **rules) if sharp else None  # type: ignore[arg-type]
-    run(tmp_path, optimizer=build, sharpness=sharpness, clip_norm=0.01)
-    assert len(made[0].norms) == 25
-    assert max(made[0].norms) == pytest.approx(0.01, rel=1e-3)
+    norms = clipped(tmp_path, sharpness=sharpness)
+    assert len(norms) == 25
+    assert max(norms) == pytest.approx(0.01, rel=1e-3)
     if sharp:  # were each pass clipped, the mixture of clipped gradients would exceed the norm or fall short of it
-        assert min(made[0].norms) == pytest.approx(0.01, rel=1e-3)
+        assert min(norms) == pytest.approx(0.01, rel=1e-3)
 
 
 @pytest.mark.parametrize("sharp", [False, True])
 def test_clipping_is_of_the_unscaled_gradient(tmp_path: Path, sharp: bool) -> None:
     """Under a GradScaler. Kills: a norm compared with that of the scaled gradient, which then vanishes."""
-    made: list[Recorder] = []
-
-    def build(parameters: Any) -> Recorder:
-        made.append(Recorder(parameters, lr=1e-3))
-        return made[-1]
-
-    run(tmp_path, optimizer=build, clip_norm=0.01, precision="fp16", **({} if sharp else {"sharpness": None}))
-    assert max(made[0].norms) == pytest.approx(0.01, rel=1e-2)
-    assert min(made[0].norms) == pytest.approx(0.01, rel=1e-2)
+    norms = clipped(tmp_path, precision="fp16", **({} if sharp else {"sharpness": None}))
+    assert max(norms) == pytest.approx(0.01, rel=1e-2)
+    assert min(norms) == pytest.approx(0.01, rel=1e-2)
 
 
 @pytest.mark.parametrize("sharp", [False, True])
