@@ -12,7 +12,7 @@ import json
 import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -54,6 +54,40 @@ class RandomVector(Decayed):
             x.copy_(noise * (x.norm() / noise.norm()))
 
 
+class PermutedVector(Decayed):
+    """A control: the PSF with its entries in another order, tensor by tensor: its sizes without their places."""
+
+    def keep_(self, gradients: list[Tensor], sam_gradients: list[Tensor]) -> None:
+        """G <- PSF permuted."""
+        super().keep_(gradients, sam_gradients)
+        for x in gradients:
+            x.copy_(x.flatten()[torch.randperm(x.numel(), device=x.device)].view_as(x))
+
+
+class GradientNoise(Decayed):
+    """A control: the difference of the gradients of two ascents, with the PSF's norm, tensor by tensor; at first nothing."""
+
+    _last: list[Tensor] | None = None
+
+    def keep_(self, gradients: list[Tensor], sam_gradients: list[Tensor]) -> None:
+        """G <- ||PSF|| (g - g_before) / ||g - g_before||."""
+        last, self._last = self._last, [x.clone() for x in gradients]
+        super().keep_(gradients, sam_gradients)
+        for x, now, before in zip(gradients, self._last, last or self._last, strict=True):
+            noise = now - before
+            x.copy_(noise * (x.norm() / noise.norm().clamp(min=1e-30)))
+
+
+class Rounded(Decayed):
+    """The PSF as it would be kept in bfloat16, with half the memory."""
+
+    def keep_(self, gradients: list[Tensor], sam_gradients: list[Tensor]) -> None:
+        """G <- PSF, rounded."""
+        super().keep_(gradients, sam_gradients)
+        for x in gradients:
+            x.copy_(x.bfloat16())
+
+
 @dataclass(frozen=True)
 class Run:
     """What a row's sampling rule may be built from.
@@ -85,6 +119,7 @@ class Row:
         adaptive: ASAM's perturbation.
         lr: factor on the suite's learning rate.
         weight_decay: factor on the suite's weight decay.
+        part: of the batch that the second pass of an ascent sees, its first examples.
     """
 
     name: str
@@ -96,6 +131,7 @@ class Row:
     adaptive: bool = False
     lr: float = 1.0
     weight_decay: float = 1.0
+    part: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -165,18 +201,24 @@ ROWS = (
     Row("periodic-arsam-reuse", _even, lasting, share="arsam", rho_of="arsam"),
     Row("bernoulli-arsam-reuse", _random, lasting, share="arsam", rho_of="arsam"),
     Row("looksam", lambda run: Periodic(5), Orthogonal),
-    Row("ae-sam", lambda run: GradientNorm(1.0, -1.0, run.total)),
-    *(Row(f"budget-{1 + share}", _even, lasting, share=share) for share in (0.05, 0.1, 0.2, 0.4)),
+    Row("ae-sam", lambda run: GradientNorm(1.0, -1.0, run.total), rho_of="sam"),
+    Row("budget-1.2", _even, lasting, share=0.2),
+    *(Row(f"budget-{1 + share}", _even, lasting, share=share, rho_of="budget-1.2") for share in (0.05, 0.1, 0.4)),
     Row("periodic-1.2", _even, share=0.2, rho_of="sam"),
     Row("bernoulli-1.2", _random, share=0.2, rho_of="sam"),
     Row("late-1.2", _late, share=0.2, rho_of="sam"),
     *(
-        Row(f"budget-{1 + share}-beta{beta}", _even, partial(Decayed, beta, horizon=None), share, f"budget-{1 + share}")
+        Row(f"budget-{1 + share}-beta{beta}", _even, partial(Decayed, beta, horizon=None), share, "budget-1.2")
         for share, beta in ((0.2, 0.8), (0.2, 1.0), (0.05, 0.9), (0.05, 0.98), (0.05, 1.0))
     ),
     Row("budget-1.2-short", _even, Decayed, share=0.2, rho_of="budget-1.2"),
     Row("control-reversed", _even, lambda: Reversed("auto", horizon=None), share=0.2, rho_of="budget-1.2"),
     Row("control-random", _even, lambda: RandomVector("auto", horizon=None), share=0.2, rho_of="budget-1.2"),
+    Row("control-permuted", _even, lambda: PermutedVector("auto", horizon=None), share=0.2, rho_of="budget-1.2"),
+    Row("control-gradient-noise", _even, lambda: GradientNoise("auto", horizon=None), share=0.2, rho_of="budget-1.2"),
+    Row("budget-1.2-bf16", _even, lambda: Rounded("auto", horizon=None), share=0.2, rho_of="budget-1.2"),
+    Row("budget-1.2-half-batch", _even, lasting, share=0.2, rho_of="budget-1.2", part=0.5),
+    Row("sam-half-batch", lambda run: Always(), rho_of="sam", part=0.5),
     Row("sgd-decay-x4", weight_decay=4.0),
     Row("sgd-lr-x2", lr=2.0),
 )
@@ -309,7 +351,7 @@ def train(
     per_epoch = len(x) // suite.batch_size
     total = per_epoch * suite.epochs
     torch.manual_seed(seed)
-    model = network(x.shape[1], suite.width).to(x.device)
+    model = network(x.shape[1], suite.width).to(x.device).to(memory_format=torch.channels_last)
     rule = row.sampling(Run(total, per_epoch, share, seed)) if row.sampling is not None else None
     optimizer = _optimizer(suite, row, model, rho, rule)
     schedule = OneCycleLR(optimizer, suite.lr * row.lr, total_steps=total, cycle_momentum=False)
@@ -322,11 +364,13 @@ def train(
             indices = torch.randperm(len(x), generator=order)
             losses.zero_()
         batch = indices[step % per_epoch * suite.batch_size :][: suite.batch_size]  # pyright: ignore[reportPossiblyUnboundVariable]
-        inputs, labels = x[batch], y[batch]
+        inputs, labels = x[batch].contiguous(memory_format=torch.channels_last), y[batch]
+        sizes = iter((len(labels), round(row.part * len(labels))))
 
-        def closure(inputs: Tensor = inputs, labels: Tensor = labels) -> Tensor:
+        def closure(inputs: Tensor = inputs, labels: Tensor = labels, sizes: Iterator[int] = sizes) -> Tensor:
+            size = next(sizes)
             optimizer.zero_grad()
-            loss = nn.functional.cross_entropy(model(inputs), labels)
+            loss = nn.functional.cross_entropy(model(inputs[:size]), labels[:size])
             loss.backward()
             return loss
 
