@@ -28,7 +28,7 @@ from onnx_ir import convenience
 from onnxscript import opset21
 from torch import Tensor, nn
 
-from tasks.quant.prepare import QuantLayer
+from tasks.quant.prepare import QuantLayer, replaced
 from tasks.quant.quantizer import Quantizer
 
 op: Any = opset21  # its stubs know tensors only, and these functions are traced
@@ -156,17 +156,17 @@ def export(model: nn.Module, path: Path, batches: Iterable[NDArray[np.float32]])
 
 @torch.no_grad()
 def _frozen(model: nn.Module) -> nn.Module:
-    """A copy in evaluation mode whose quantizers are those of the file."""
+    """A copy in evaluation mode whose quantizers are those of the file; a layer that is never called is float in it too."""
     model = copy.deepcopy(model).eval().cpu()
-    for name, layer in model.named_modules():
-        if not isinstance(layer, QuantLayer):
-            continue
-        for quantizer in (layer.input_quantizer, layer.weight_quantizer):
-            if not quantizer.initialised:
-                raise ValueError(f"{name}: a quantizer has no step size yet; calibrate the model, or train a step")
-        layer.weight_quantizer = _Weight(layer.weight_quantizer, layer.standardised_weight())  # type: ignore[assignment]
-        layer.input_quantizer = _Input(layer.input_quantizer)  # type: ignore[assignment]
-    return model
+    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, QuantLayer)}
+    if layers and not any(layer.input_quantizer.initialised for layer in layers.values()):
+        raise ValueError(f"{next(iter(layers))}: a quantizer has no step size yet; calibrate the model, or train a step")
+    for layer in layers.values():
+        if layer.input_quantizer.initialised:
+            layer.weight_quantizer = _Weight(layer.weight_quantizer, layer.standardised_weight())  # type: ignore[assignment]
+            layer.input_quantizer = _Input(layer.input_quantizer)  # type: ignore[assignment]
+    # Models that read a layer's weight instead of calling the layer (BEiT's queries, keys and values).
+    return replaced(model, {layer: layer.layer for layer in layers.values() if isinstance(layer.input_quantizer, Quantizer)})
 
 
 def _constant(graph: ir.Graph, name: str, array: NDArray[Any]) -> ir.Value:

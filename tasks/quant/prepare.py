@@ -136,7 +136,8 @@ def prepare(
     """A copy of a model whose convolutions and linear layers are fake-quantized.
 
     The layers are the instances of nn.Conv1d, nn.Conv2d and nn.Linear, subclasses included, outside
-    nn.MultiheadAttention, which never calls its own. What stays float is told by `not_quantized`.
+    nn.MultiheadAttention, which never calls its own. What stays float is told by `not_quantized`. The first layer's input
+    is the image: its step size stays as calibrated, all others are learned.
 
     Args:
         model: float.
@@ -165,19 +166,22 @@ def prepare(
             close = get_close_matches(pattern, found, n=3, cutoff=0.4) or list(found)[:3]
             raise ValueError(f"layers: no layer's name fits {pattern!r}; did you mean one like {', '.join(map(repr, close))}?")
     ends = {next(iter(found)), next(reversed(found))} if first_last_bits is not None else set[str]()
-    wrapped: dict[nn.Module, nn.Module] = {}
+    wrapped: dict[nn.Module, QuantLayer] = {}
     for name, layer in found.items():
         bits = (first_last_bits, first_last_bits) if name in ends else (weight_bits, act_bits)
         bits = next((b for pattern, b in patterns.items() if fnmatchcase(name, pattern)), bits)
         if bits is not None:
             wrapped[layer] = QuantLayer(layer, *bits, asymmetric)  # type: ignore[arg-type]
-    return _replaced(model, wrapped)
+    if (first := next(iter(found.values()))) in wrapped:
+        # Learning it would take the gradient of the image, which nothing else needs: a fifth of a backward pass.
+        wrapped[first].input_quantizer.requires_grad_(False)
+    return replaced(model, wrapped)
 
 
 def convert(model: nn.Module) -> nn.Module:
     """The float copy of a prepared model: the inverse of `prepare`, with the parameters as training left them."""
     model = copy.deepcopy(model)
-    return _replaced(model, {m: m.layer for m in model.modules() if isinstance(m, QuantLayer)})
+    return replaced(model, {m: m.layer for m in model.modules() if isinstance(m, QuantLayer)})
 
 
 def _layers(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
@@ -189,7 +193,7 @@ def _layers(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Modul
             yield from _layers(child, f"{prefix}.{name}" if prefix else name)
 
 
-def _replaced(model: nn.Module, new: Mapping[Any, nn.Module]) -> nn.Module:
+def replaced(model: nn.Module, new: Mapping[Any, nn.Module]) -> nn.Module:
     """The model with modules exchanged, under every name they have."""
     for parent in list(model.modules()):
         for name, child in parent._modules.items():

@@ -124,3 +124,23 @@ def test_not_calibrated(tmp_path: Path) -> None:
     model = prepare(Residual(), weight_bits=4, act_bits=4)
     with pytest.raises(ValueError, match=r"stem\.0: a quantizer has no step size"):
         export.export(model, tmp_path / "x.onnx", [np.zeros((1, 3, 16, 16), np.float32)])
+
+
+def test_a_layer_that_is_never_called(tmp_path: Path) -> None:
+    """A model that reads a layer's weight itself: float in the file too. Kills: an export that wants all layers calibrated."""
+
+    class Reads(Residual):
+        def forward(self, x: Tensor) -> Tensor:
+            x = (self.second(self.first(self.stem(x))) + self.short(self.stem(x))).relu().mean((2, 3))
+            return torch.nn.functional.linear(x, self.head.weight, self.head.bias)
+
+    torch.manual_seed(0)
+    images = torch.randn(64, 3, 16, 16)
+    model = prepare(Reads().eval(), weight_bits=8, act_bits=8)
+    calibrate(model, [images])
+    export.export(model, tmp_path / "model.onnx", [images.numpy()])
+    with torch.no_grad():
+        fake = model(images).numpy()
+    assert np.abs(outputs(tmp_path / "model.onnx", images) - fake).mean() / np.abs(fake).mean() < 0.02
+    stored = {i.name: i for i in onnx.load(tmp_path / "model.onnx").graph.initializer}
+    assert not any(name.startswith("head") and "codes" in name for name in stored)

@@ -78,7 +78,9 @@ def there_and_back(model: nn.Module, x: Tensor) -> None:
     for name, layer in layers(twin).items():
         if layer.input_quantizer.initialised:  # some models use a weight without calling its layer
             for p in (layer.input_quantizer.scale, layer.weight_quantizer.scale, layer.layer.weight):
-                assert p.grad is not None, name
+                assert (p.grad is not None) == p.requires_grad, name
+    fixed = [name for name, p in twin.named_parameters() if not p.requires_grad]
+    assert fixed == [f"{next(iter(layers(twin)))}.input_quantizer.scale"], "the image's step size is not learned"
     back = convert(twin).eval()
     assert layers(twin)
     assert not layers(back)
@@ -360,7 +362,7 @@ def test_no_copy_of_the_weight_is_kept(kind: str) -> None:
     torch.manual_seed(0)
     layers = {"conv": nn.Conv2d(8, 64, 3), "linear": nn.Linear(8, 64), "standardised": ScaledStdConv2d(8, 64, 3)}
     layer: Any = layers[kind]
-    prepared: Any = prepare(nn.Sequential(layer), weight_bits=3, act_bits=4, first_last_bits=None)
+    prepared: Any = prepare(nn.Sequential(layer), weight_bits=3, act_bits=4, first_last_bits=None).requires_grad_()
     x = torch.randn(4, 8) if kind == "linear" else torch.randn(4, 8, 5, 5)
     prepared(x)  # sets the step sizes
     quantized = prepared[0]
