@@ -14,13 +14,14 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.optim import SGD, Optimizer
+from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import OneCycleLR
 
 from arsam import ARSAM, functional
@@ -29,10 +30,16 @@ from arsam.sampling import Adaptive, Always, Bernoulli, Budget, GradientNorm, Pe
 from tasks import log
 from tasks.base import UserError
 from tasks.memory import Live
+from tasks.pose.codec import SimCC
+from tasks.pose.data import KEYPOINTS, PoseData
+from tasks.pose.task import PoseTask
+from tasks.pose.transforms import Augmentation
+from tasks.quant.calibrate import calibrate
 from tasks.quant.data import images
+from tasks.quant.prepare import canonicalise, parameter_groups, prepare
 
-Split = tuple[Tensor, Tensor]  # images [N, c, h, w] float32, labels [N] int64
-Data = dict[str, Split]  # "train" with noisy labels, "val" and "test" with true ones
+Split = tuple[Tensor, Tensor]  # images [N, c, h, w] float32; labels [N] int64, or for pose [N, K, W + H + 1], see `lspet`
+Data = dict[str, Split]  # "train" (its labels may be noisy), "val" and "test"
 
 
 class Reversed(Decayed):
@@ -134,6 +141,11 @@ class Row:
     part: float = 1.0
 
 
+def accuracy(outputs: Tensor, labels: Tensor) -> tuple[float, int]:
+    """How many images are classified right, and of how many."""
+    return float((outputs.argmax(1) == labels).sum()), len(labels)
+
+
 @dataclass(frozen=True)
 class Suite:
     """A workload and its rows.
@@ -141,7 +153,8 @@ class Suite:
     Args:
         name: of the folder under benchmarks.
         data: builds the data.
-        rows: "sgd" and "sam" among them, and before the rows that refer to others.
+        rows: "base" and "sam" among them, and before the rows that refer to others.
+        network: builds it, from the generator of the seed.
         seeds: so many by default.
         epochs: of each run.
         rhos: candidates, >= 1 of them.
@@ -149,13 +162,16 @@ class Suite:
         batch_size: B; the last, smaller batch of an epoch is left out.
         lr: peak of the one-cycle schedule.
         weight_decay: on all parameters.
-        momentum: of SGD.
-        width: channels of the network's first stage.
+        base: the base optimizer, called with parameters, lr and weight_decay.
+        groups: the parameters that it gets.
+        loss: of outputs and labels.
+        score: of outputs and labels: a sum and what it is to be divided by. Its name is the metric's.
     """
 
     name: str
     data: Callable[[], Data]
     rows: tuple[Row, ...]
+    network: Callable[[], nn.Module]
     seeds: int
     epochs: int
     rhos: tuple[float, ...]
@@ -163,8 +179,15 @@ class Suite:
     batch_size: int = 64
     lr: float = 0.1
     weight_decay: float = 5e-4
-    momentum: float = 0.9
-    width: int = 16
+    base: Callable[..., Optimizer] = partial(SGD, momentum=0.9)
+    groups: Callable[[nn.Module], Any] = nn.Module.parameters
+    loss: Callable[[Tensor, Tensor], Tensor] = nn.functional.cross_entropy
+    score: Callable[[Tensor, Tensor], tuple[float, int]] = accuracy
+
+    @property
+    def metric(self) -> str:
+        """Its name, in records and tables."""
+        return self.score.__name__
 
 
 def lasting() -> Decayed:
@@ -190,7 +213,7 @@ def _adaptive(run: Run, **settings: Any) -> Sampling:
 
 # Late-phase ascents leave no one-pass step behind them, so that reuse would change nothing there.
 ROWS = (
-    Row("sgd"),
+    Row("base"),
     Row("sam", lambda run: Always()),
     Row("asam", lambda run: Always(), adaptive=True, rho_scale=4.0),
     Row("arsam", _adaptive, Decayed),
@@ -219,8 +242,8 @@ ROWS = (
     Row("budget-1.2-bf16", _even, lambda: Rounded("auto", horizon=None), share=0.2, rho_of="budget-1.2"),
     Row("budget-1.2-half-batch", _even, lasting, share=0.2, rho_of="budget-1.2", part=0.5),
     Row("sam-half-batch", lambda run: Always(), rho_of="sam", part=0.5),
-    Row("sgd-decay-x4", weight_decay=4.0),
-    Row("sgd-lr-x2", lr=2.0),
+    Row("base-decay-x4", weight_decay=4.0),
+    Row("base-lr-x2", lr=2.0),
 )
 
 
@@ -238,7 +261,7 @@ def _prepared(splits: Data, noise: float) -> Data:
     x, y = splits["train"]
     mean, deviation = x.mean((0, 2, 3), keepdim=True), x.std((0, 2, 3), keepdim=True)
     data = {name: ((x - mean) / deviation, y) for name, (x, y) in splits.items()}
-    return {**data, "train": (data["train"][0], _noisy(y, noise))}
+    return {**data, "train": (data["train"][0], _noisy(y, noise))} if noise else data
 
 
 def digits(noise: float = 0.4) -> Data:
@@ -253,7 +276,8 @@ def digits(noise: float = 0.4) -> Data:
     return _prepared({name: (x[part], y[part]) for name, part in parts.items()}, noise)
 
 
-def cifar16(root: str = "data/cifar10", noise: float = 0.3) -> Data:
+@cache
+def cifar16(noise: float = 0.3) -> Data:
     """CIFAR-10 averaged down to 16x16: 2,000 training images, 2,000 more of the training set held out, the 10,000 to test on.
 
     Raises:
@@ -261,7 +285,7 @@ def cifar16(root: str = "data/cifar10", noise: float = 0.3) -> Data:
     """
 
     def read(split: str, limit: int | None) -> Split:
-        items = list(images(root, split, side=32, augment=False, limit=limit))  # type: ignore[arg-type]
+        items = list(images("data/cifar10", split, side=32, augment=False, limit=limit))  # type: ignore[arg-type]
         pictures = torch.stack([item["image"] for item in items]).float() / 255
         return nn.functional.avg_pool2d(pictures, 2), torch.stack([item["label"] for item in items])
 
@@ -269,13 +293,41 @@ def cifar16(root: str = "data/cifar10", noise: float = 0.3) -> Data:
     return _prepared({"train": (x[:2000], y[:2000]), "val": (x[2000:], y[2000:]), "test": read("val", None)}, noise)
 
 
-_DIGITS = Suite("digits", digits, ROWS, seeds=5, epochs=40, rhos=(0.2, 0.5, 1.0))
-_FEW = ("sgd", "sam", "arsam", "budget-1.2", "periodic-1.2", "late-1.2")
-SUITES = {
-    "quick": replace(_DIGITS, name="quick", rows=tuple(row for row in ROWS if row.name in _FEW), seeds=3),
-    "digits": _DIGITS,
-    "cifar16": Suite("cifar16", cifar16, ROWS, seeds=5, epochs=120, rhos=(0.2, 0.5, 1.0)),
-}
+CODEC = SimCC((48, 64), split_ratio=1.0, sigma=2.0)
+
+
+def lspet() -> Data:
+    """Leeds Sports Pose Extended: crops of 64x48, 2,000 people to train on, the 400 others held out, 600 to test on.
+
+    Not augmented. Labels: SimCC's W + H bins and, last, the weight of the joint.
+
+    Raises:
+        UserError: no such data.
+    """
+    task = PoseTask(root="data/lspet", codec=CODEC)
+    plain = Augmentation(flip=0.0, half_body=0.0, shift=0.0, scale=(1.0, 1.0), rotation=0.0)
+
+    def read(split: str) -> Split:
+        people = PoseData(task.dataset(split).people, CODEC, plain)
+        items = [people[i] for i in range(len(people))]
+        labels = [torch.cat([item["target"], item["weight"][:, None]], dim=1) for item in items]
+        return torch.stack([item["image"] for item in items]).float() / 255, torch.stack(labels)
+
+    x, y = read("train")
+    return _prepared({"train": (x[:2000], y[:2000]), "val": (x[2000:], y[2000:]), "test": read("val")}, 0.0)
+
+
+def _pose_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    return CODEC.loss(logits, labels[..., :-1], labels[..., -1]) / len(logits)
+
+
+def pck(logits: Tensor, labels: Tensor) -> tuple[float, int]:
+    """How many of the labelled joints are found within a tenth of the crop's height, and of how many."""
+    found, _ = CODEC.decode(logits.numpy(force=True))
+    truth, _ = CODEC.decode(labels[..., :-1].numpy(force=True))
+    labelled = labels[..., -1].numpy(force=True) > 0
+    near = np.linalg.norm(found - truth, axis=2) < CODEC.input_size[1] / 10
+    return float((near & labelled).sum()), int(labelled.sum())
 
 
 class _Block(nn.Module):
@@ -297,25 +349,75 @@ class _Block(nn.Module):
         return nn.functional.relu(self.body(x) + self.short(x))
 
 
-def network(channels: int, width: int, classes: int = 10) -> nn.Module:
+def _stages(channels: int, width: int, stride: int = 1) -> list[nn.Module]:
     """A ResNet of three stages, one block each."""
-    return nn.Sequential(
-        nn.Conv2d(channels, width, 3, 1, 1, bias=False),
+    return [
+        nn.Conv2d(channels, width, 3, stride, 1, bias=False),
         nn.BatchNorm2d(width),
         nn.ReLU(inplace=True),
         _Block(width, width, 1),
         _Block(width, 2 * width, 2),
         _Block(2 * width, 4 * width, 2),
-        nn.AdaptiveAvgPool2d(1),
-        nn.Flatten(),
-        nn.Linear(4 * width, classes),
+    ]
+
+
+def network(channels: int, width: int, classes: int = 10) -> nn.Module:
+    """The ResNet and a linear classifier of the mean over all places."""
+    return nn.Sequential(*_stages(channels, width), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4 * width, classes))
+
+
+def pose_network(width: int = 16) -> nn.Module:
+    """The ResNet at half the resolution, a map per joint, and a linear classifier per axis that all joints share."""
+    columns, rows = CODEC.input_size
+    joints = len(KEYPOINTS)
+    return nn.Sequential(
+        *_stages(3, width, stride=2),
+        nn.Conv2d(4 * width, 4 * joints, 1),
+        nn.PixelShuffle(2),
+        nn.Flatten(2),
+        nn.Linear(columns * rows // 16, sum(CODEC.bins)),
     )
+
+
+@cache
+def _float_state() -> dict[str, Tensor]:
+    """A float network trained on the clean images with the base optimizer."""
+    suite = SUITES["cifar16-clean"]
+    model, _ = train(suite, suite.rows[0], suite.data(), 0, 0.0, 0.0)
+    return model.state_dict()
+
+
+def quantized() -> nn.Module:
+    """The float network at 4 bits, calibrated: the same for all seeds, which differ in the order of the batches."""
+    x, _ = cifar16(noise=0.0)["train"]
+    model = network(3, 16)
+    model.load_state_dict(_float_state())
+    prepared = prepare(canonicalise(model.eval(), x[:1]), weight_bits=4, act_bits=4)
+    calibrate(prepared, [x[:256]])
+    return prepared
+
+
+_DIGITS = Suite("digits", digits, ROWS, partial(network, 1, 16), seeds=5, epochs=40, rhos=(0.2, 0.5, 1.0))
+_CIFAR = Suite("cifar16", cifar16, ROWS, partial(network, 3, 16), seeds=5, epochs=120, rhos=(0.2, 0.5, 1.0))
+_QUICK = ("base", "sam", "arsam", "budget-1.2", "periodic-1.2", "late-1.2")
+SUITES = {
+    "quick": replace(_DIGITS, name="quick", rows=tuple(row for row in ROWS if row.name in _QUICK), seeds=3),
+    "digits": _DIGITS,
+    "cifar16": _CIFAR,
+    "cifar16-clean": replace(_CIFAR, name="cifar16-clean", data=partial(cifar16, 0.0), epochs=60),
+    "cifar16-w4a4": replace(
+        _CIFAR, name="cifar16-w4a4", data=partial(cifar16, 0.0), rows=(Row("calibrated", lr=0.0), *ROWS),
+        network=quantized, groups=parameter_groups, epochs=30, lr=0.01,
+    ),
+    "lspet": replace(
+        _CIFAR, name="lspet", data=lspet, network=pose_network, loss=_pose_loss, score=pck,
+        base=AdamW, lr=3e-3, weight_decay=1e-2, epochs=40, rhos=(0.01, 0.03, 0.1),
+    ),
+}  # fmt: skip
 
 
 def _optimizer(suite: Suite, row: Row, model: nn.Module, rho: float, rule: Sampling | None) -> Optimizer:
-    base = SGD(
-        model.parameters(), lr=suite.lr * row.lr, momentum=suite.momentum, weight_decay=suite.weight_decay * row.weight_decay
-    )
+    base = suite.base(suite.groups(model), lr=suite.lr * row.lr, weight_decay=suite.weight_decay * row.weight_decay)
     if rule is None:
         return base
     return ARSAM(base, rho=rho, adaptive=row.adaptive, sampling=rule, reuse=row.reuse(), model=model)
@@ -331,7 +433,7 @@ def train(
     *,
     split: str = "test",
     after: Callable[[int, Optimizer], None] | None = None,
-) -> dict[str, Any]:
+) -> tuple[nn.Module, dict[str, Any]]:
     """Train a row once, on the device of the data.
 
     Args:
@@ -345,13 +447,13 @@ def train(
         after: called with (step, optimizer) after every step.
 
     Returns:
-        What is written to the run's file, save its names.
+        The trained model, and what is written to the run's file, save its names.
     """
     x, y = data["train"]
     per_epoch = len(x) // suite.batch_size
     total = per_epoch * suite.epochs
     torch.manual_seed(seed)
-    model = network(x.shape[1], suite.width).to(x.device).to(memory_format=torch.channels_last)
+    model = suite.network().to(x.device).to(memory_format=torch.channels_last).train()
     rule = row.sampling(Run(total, per_epoch, share, seed)) if row.sampling is not None else None
     optimizer = _optimizer(suite, row, model, rho, rule)
     schedule = OneCycleLR(optimizer, suite.lr * row.lr, total_steps=total, cycle_momentum=False)
@@ -370,7 +472,7 @@ def train(
         def closure(inputs: Tensor = inputs, labels: Tensor = labels, sizes: Iterator[int] = sizes) -> Tensor:
             size = next(sizes)
             optimizer.zero_grad()
-            loss = nn.functional.cross_entropy(model(inputs[:size]), labels[:size])
+            loss = suite.loss(model(inputs[:size]), labels[:size])
             loss.backward()
             return loss
 
@@ -385,8 +487,8 @@ def train(
         torch.cuda.synchronize()
     seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
     stats = optimizer.stats if isinstance(optimizer, ARSAM) else {"steps": total, "ascents": 0, "passes_per_step": 1.0}
-    return {
-        "accuracy": _accuracy(model, *data[split]),
+    return model, {
+        suite.metric: _score(suite, model, *data[split]),
         "training_loss": losses.item() / per_epoch,  # of the last epoch, on the noisy labels
         "steps": stats["steps"],
         "ascents": stats["ascents"],
@@ -398,9 +500,10 @@ def train(
 
 
 @torch.no_grad()
-def _accuracy(model: nn.Module, x: Tensor, y: Tensor) -> float:
+def _score(suite: Suite, model: nn.Module, x: Tensor, y: Tensor) -> float:
     model.eval()
-    return sum(int((model(a).argmax(1) == b).sum()) for a, b in zip(x.split(500), y.split(500), strict=True)) / len(x)
+    parts = [suite.score(model(a), b) for a, b in zip(x.split(500), y.split(500), strict=True)]
+    return sum(part for part, _ in parts) / sum(whole for _, whole in parts)
 
 
 def memory(suite: Suite, row: Row, data: Data) -> float:
@@ -410,12 +513,12 @@ def memory(suite: Suite, row: Row, data: Data) -> float:
         rule = Periodic(2)
     x, y = (part[: suite.batch_size] for part in data["train"])
     with Live() as live:
-        model = network(x.shape[1], suite.width).to(x.device)
+        model = suite.network().to(x.device).train()
         optimizer = _optimizer(suite, row, model, 0.1, rule)
 
         def closure() -> Tensor:
             optimizer.zero_grad()
-            loss = nn.functional.cross_entropy(model(x), y)
+            loss = suite.loss(model(x), y)
             loss.backward()
             return loss
 
@@ -462,7 +565,7 @@ def compare(
         out: gets runs/*.json, tune/*.json, table.md, table.json, pareto.png, ageing.json, ageing.png, environment.json.
         seeds: 0, 1, ..., seeds - 1.
         device: where.
-        only: rows by name; None: all of the suite. "sgd", "sam" and rows that these refer to are always run.
+        only: rows by name; None: all of the suite. "base", "sam" and rows that these refer to are always run.
         rho: for all rows, each with its factor; None: chosen on held-out images from the suite's candidates.
 
     Raises:
@@ -471,7 +574,7 @@ def compare(
     rows = _chosen(suite, only)
     if rho is not None:
         suite = replace(suite, rhos=(rho,))
-    settings = {k: v for k, v in vars(suite).items() if k not in ("data", "rows", "seeds")}
+    settings = {k: v for k, v in vars(suite).items() if k not in ("rows", "seeds") and not callable(v)}
     settings = json.loads(json.dumps(settings))  # as it is read back
     if (out / "environment.json").exists():
         before = json.loads((out / "environment.json").read_text())["suite"]
@@ -496,7 +599,7 @@ def compare(
             if isinstance(share, str):
                 model = json.loads((out / "runs" / f"{share}-{seed}.json").read_text())
                 share = model["ascents"] / model["steps"]
-            result = train(suite, row, data, seed, radius[row.name], share)
+            _, result = train(suite, row, data, seed, radius[row.name], share)
             names = {
                 "suite": suite.name,
                 "row": row.name,
@@ -504,7 +607,7 @@ def compare(
                 "rho": None if row.sampling is None else radius[row.name],
             }
             log.write_json(path, {**names, **result, "peak_memory_mb": megabytes[row.name]})
-            print(f"seed {seed}  {row.name:24} {_run_line(result)}", flush=True)
+            print(f"seed {seed}  {row.name:24} {_run_line(suite, result)}", flush=True)
         write(suite, out)
     if not (out / "ageing.json").exists():
         log.write_json(out / "ageing.json", ageing(suite, data, radius["sam"]))
@@ -516,7 +619,7 @@ def _chosen(suite: Suite, only: list[str] | None) -> list[Row]:
     unknown = [name for name in only or () if name not in known]
     if unknown:
         raise UserError(f"{unknown[0]}: no row of the suite {suite.name}; its rows are {', '.join(known)}")
-    names = {*(known if only is None else only), "sgd", "sam"}
+    names = {*(known if only is None else only), "base", "sam"}
     while True:
         needed = {x for name in names for x in (known[name].share, known[name].rho_of) if isinstance(x, str)} - names
         if not needed:
@@ -525,7 +628,7 @@ def _chosen(suite: Suite, only: list[str] | None) -> list[Row]:
 
 
 def _tuned(suite: Suite, row: Row, data: Data, out: Path) -> float:
-    """The candidate of rho with the best mean accuracy on the held-out images; the smallest of equals."""
+    """The candidate of rho with the best mean metric on the held-out images; the smallest of equals."""
     candidates = [rho * row.rho_scale for rho in suite.rhos]
     if row.sampling is None or len(candidates) == 1:
         return candidates[0]
@@ -537,16 +640,16 @@ def _tuned(suite: Suite, row: Row, data: Data, out: Path) -> float:
         for seed in range(1000, 1000 + suite.tune_seeds):  # seeds of their own
             path = out / "tune" / f"{row.name}-rho{rho:g}-{seed}.json"
             if not path.exists():
-                result = train(suite, row, data, seed, rho, row.share, split="val")
+                _, result = train(suite, row, data, seed, rho, row.share, split="val")
                 log.write_json(path, {"suite": suite.name, "row": row.name, "seed": seed, "rho": rho, **result})
-                print(f"held out  {row.name:24} rho {rho:<5g} {_run_line(result)}", flush=True)
-            found.append(json.loads(path.read_text())["accuracy"])
+                print(f"held out  {row.name:24} rho {rho:<5g} {_run_line(suite, result)}", flush=True)
+            found.append(json.loads(path.read_text())[suite.metric])
         scores[rho] = statistics.fmean(found)
     return max(candidates, key=lambda rho: (scores[rho], -rho))
 
 
-def _run_line(result: dict[str, Any]) -> str:
-    return f"{100 * result['accuracy']:6.2f} %  {result['passes_per_step']:.3f} passes/step  {result['seconds']:.1f} s"
+def _run_line(suite: Suite, result: dict[str, Any]) -> str:
+    return f"{100 * result[suite.metric]:6.2f} %  {result['passes_per_step']:.3f} passes/step  {result['seconds']:.1f} s"
 
 
 def interval(values: list[float]) -> tuple[float, float]:
@@ -569,16 +672,16 @@ def table(suite: Suite, out: Path) -> list[dict[str, Any]]:
         own = by_row.get(row.name)
         if not own:
             continue
-        mean, half = interval([run["accuracy"] for run in own.values()])
-        line = {"row": row.name, "seeds": len(own), "accuracy": mean, "half": half}
+        mean, half = interval([run[suite.metric] for run in own.values()])
+        line = {"row": row.name, "seeds": len(own), suite.metric: mean, "half": half}
         for name in ("passes_per_step", "ascents", "peak_memory_mb"):
             line[name] = statistics.fmean(run[name] for run in own.values())
         line["rho"] = next(iter(own.values()))["rho"]
-        for rival in ("sgd", "sam"):
+        for rival in ("base", "sam"):
             pairs = [(run, by_row[rival][seed]) for seed, run in own.items() if seed in by_row.get(rival, {})]
             if not pairs:
                 continue
-            line[f"minus_{rival}"] = interval([a["accuracy"] - b["accuracy"] for a, b in pairs])
+            line[f"minus_{rival}"] = interval([a[suite.metric] - b[suite.metric] for a, b in pairs])
             for clock in ("seconds", "cpu_seconds"):
                 line[f"{clock}_over_{rival}"] = statistics.median(a[clock] / b[clock] for a, b in pairs)
         lines.append(line)
@@ -595,14 +698,16 @@ def write(suite: Suite, out: Path) -> None:
     """table.md, table.json and the figures, from the files of the runs."""
     lines = table(suite, out)
     text = [
-        "| row | seeds | accuracy, % | minus SGD | minus SAM | passes/step | ascents | time / SGD | time / SAM | MB | rho |",
+        f"| row | seeds | {suite.metric}, % | minus base | minus SAM | passes/step | ascents"
+        " | time / base | time / SAM | MB | rho |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for line in lines:
-        ratios = [f"{line[k]:.2f}" if k in line else "" for k in ("cpu_seconds_over_sgd", "cpu_seconds_over_sam")]
+        ratios = [f"{line[k]:.2f}" if k in line else "" for k in ("cpu_seconds_over_base", "cpu_seconds_over_sam")]
         cells = [
-            line["row"], str(line["seeds"]), _percent((line["accuracy"], line["half"])), _percent(line.get("minus_sgd"), "+"),
-            _percent(line.get("minus_sam"), "+"), f"{line['passes_per_step']:.3f}", f"{line['ascents']:.0f}", *ratios,
+            line["row"], str(line["seeds"]), _percent((line[suite.metric], line["half"])),
+            _percent(line.get("minus_base"), "+"), _percent(line.get("minus_sam"), "+"),
+            f"{line['passes_per_step']:.3f}", f"{line['ascents']:.0f}", *ratios,
             f"{line['peak_memory_mb']:.1f}", "" if line["rho"] is None else f"{line['rho']:g}",
         ]  # fmt: skip
         text.append(f"| {' | '.join(cells)} |")
@@ -614,20 +719,20 @@ def write(suite: Suite, out: Path) -> None:
     ]
     (out / "table.md").write_text("\n".join(text))
     log.write_json(out / "table.json", lines)
-    _draw(lines, out)
+    _draw(suite, lines, out)
 
 
-def _draw(lines: list[dict[str, Any]], out: Path) -> None:
+def _draw(suite: Suite, lines: list[dict[str, Any]], out: Path) -> None:
     import matplotlib.figure
 
     figure = matplotlib.figure.Figure(figsize=(9, 6), layout="constrained")
     panel = figure.subplots()
     for line in lines:
         half = 0.0 if math.isnan(line["half"]) else 100 * line["half"]
-        x, y = line["passes_per_step"], 100 * line["accuracy"]
+        x, y = line["passes_per_step"], 100 * line[suite.metric]
         panel.errorbar(x, y, half, fmt="o", markersize=4, capsize=2)
         panel.annotate(line["row"], (x, y), xytext=(4, 3), textcoords="offset points", fontsize=7)
-    panel.set(xlabel="passes per step", ylabel="accuracy, %")
+    panel.set(xlabel="passes per step", ylabel=f"{suite.metric}, %")
     panel.grid(alpha=0.3)
     figure.savefig(out / "pareto.png", dpi=110)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from tasks import compare
 from tasks.base import UserError
 from tasks.compare import ROWS, RandomVector, Reversed, Row, Suite
 
-NAMES = ("sgd", "sam", "arsam", "periodic-arsam", "budget-1.2", "control-random")
+NAMES = ("base", "sam", "arsam", "periodic-arsam", "budget-1.2", "control-random")
 NO_ASCENT = Row("no-ascent", lambda run: Budget(1.0, run.total), rho_of="sam")
 
 
@@ -33,11 +34,11 @@ TOY = Suite(
     "toy",
     data,
     (*(row for row in ROWS if row.name in NAMES), NO_ASCENT),
+    partial(compare.network, 1, 2),
     seeds=2,
     epochs=4,
     rhos=(0.1, 0.2),
     batch_size=8,
-    width=2,
 )
 CPU = torch.device("cpu")
 
@@ -60,7 +61,7 @@ def test_a_second_call_runs_nothing(folder: Path, monkeypatch: pytest.MonkeyPatc
     seeds: list[int] = []
     original = compare.train
 
-    def noted(*args: Any, **kwargs: Any) -> dict[str, Any]:
+    def noted(*args: Any, **kwargs: Any) -> Any:
         seeds.append(args[3])
         return original(*args, **kwargs)
 
@@ -68,7 +69,7 @@ def test_a_second_call_runs_nothing(folder: Path, monkeypatch: pytest.MonkeyPatc
     compare.compare(TOY, folder, 2, CPU)
     assert seeds == []
     compare.compare(TOY, folder, 3, CPU, only=["sam"])
-    assert seeds == [2, 2], "sgd and sam"
+    assert seeds == [2, 2], "base and sam"
     assert before == {path: path.stat().st_mtime_ns for path in before}
 
 
@@ -93,7 +94,7 @@ def test_the_table_says_what_the_runs_say(folder: Path) -> None:
 def test_rows_share_their_start_and_their_batches(folder: Path) -> None:
     """Without ascents ARSAM is the base to the last bit. Kills: weights or batches drawn after something of the row."""
     for seed in (0, 1):
-        plain, other = (read(folder, f"runs/{name}-{seed}.json") for name in ("sgd", "no-ascent"))
+        plain, other = (read(folder, f"runs/{name}-{seed}.json") for name in ("base", "no-ascent"))
         assert (plain["accuracy"], plain["training_loss"]) == (other["accuracy"], other["training_loss"])
         assert other["ascents"] == 0
         assert plain["training_loss"] != read(folder, f"runs/sam-{seed}.json")["training_loss"]
@@ -113,7 +114,7 @@ def test_rho_is_chosen_on_held_out_images(folder: Path) -> None:
     best = max(TOY.rhos, key=lambda rho: (scores[rho], -rho))
     assert read(folder, "runs/sam-0.json")["rho"] == best
     assert read(folder, "runs/control-random-0.json")["rho"] == read(folder, "runs/budget-1.2-0.json")["rho"]
-    assert read(folder, "runs/sgd-0.json")["rho"] is None
+    assert read(folder, "runs/base-0.json")["rho"] is None
     assert all(score * 20 == pytest.approx(round(score * 20)) for score in scores.values())
 
 
@@ -149,10 +150,10 @@ def test_controls() -> None:
 def test_memory_grows_with_what_is_kept() -> None:
     """Kills: a peak that does not see the backward pass or the kept PSF."""
     rows = {row.name: row for row in ROWS}
-    sgd, periodic, budget = (compare.memory(TOY, rows[name], data()) for name in ("sgd", "periodic-1.2", "budget-1.2"))
-    parameters = 4e-6 * sum(p.numel() for p in compare.network(1, TOY.width).parameters())
-    assert sgd > 3 * parameters, "weights, momentum and gradients"
-    assert sgd < periodic < budget
+    base, periodic, budget = (compare.memory(TOY, rows[name], data()) for name in ("base", "periodic-1.2", "budget-1.2"))
+    parameters = 4e-6 * sum(p.numel() for p in TOY.network().parameters())
+    assert base > 3 * parameters, "weights, momentum and gradients"
+    assert base < periodic < budget
 
 
 def test_interval_and_noise() -> None:
