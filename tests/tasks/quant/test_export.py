@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from tasks.quant import export
 from tasks.quant.calibrate import calibrate
-from tasks.quant.prepare import QuantLayer, prepare
+from tasks.quant.prepare import QuantLayer, canonicalise, prepare
+from tests.tasks.quant.test_prepare import FAMILIES, family
 
 
 class Residual(nn.Module):
@@ -144,3 +145,18 @@ def test_a_layer_that_is_never_called(tmp_path: Path) -> None:
     assert np.abs(outputs(tmp_path / "model.onnx", images) - fake).mean() / np.abs(fake).mean() < 0.02
     stored = {i.name: i for i in onnx.load(tmp_path / "model.onnx").graph.initializer}
     assert not any(name.startswith("head") and "codes" in name for name in stored)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FAMILIES)
+def test_families(name: str, tmp_path: Path) -> None:
+    """Every family becomes a file that ONNX Runtime runs and that answers like the model. Kills: an operator it lacks."""
+    model, size = family(name)
+    images = torch.randn(8, 3, size, size)
+    low = prepare(canonicalise(model.eval(), images[:1]), weight_bits=8, act_bits=8)
+    with torch.no_grad():
+        calibrate(low, [images])
+        fake = low.eval()(images)
+    fake = (fake if isinstance(fake, Tensor) else sum(fake) / len(fake)).numpy()
+    export.export(low, tmp_path / "model.onnx", [images.numpy()])
+    assert np.abs(outputs(tmp_path / "model.onnx", images) - fake).max() < TOLERANCE * np.abs(fake).max()

@@ -99,18 +99,22 @@ def test_there_and_back(name: str, size: int, options: dict[str, object]) -> Non
     there_and_back(*build(name, size, options))
 
 
+def family(name: str) -> tuple[nn.Module, int]:
+    """A timm model with ten classes, and the side of its images."""
+    torch.manual_seed(0)
+    size = NATIVE.get(name, 64)
+    try:
+        return timm.create_model(name, num_classes=10, img_size=size), size
+    except TypeError:  # convolutional, most of them of any size
+        model = timm.create_model(name, num_classes=10)
+        return model, model.pretrained_cfg["input_size"][-1] if model.pretrained_cfg.get("fixed_input_size") else size
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_families(name: str) -> None:
     """Over 40 families. Kills: what a model reads of its layers and the wrapper does not pass on."""
-    torch.manual_seed(0)
-    size = NATIVE.get(name, 64)
-    try:
-        model = timm.create_model(name, num_classes=10, img_size=size)
-    except TypeError:  # convolutional, most of them of any size
-        model = timm.create_model(name, num_classes=10)
-        if model.pretrained_cfg.get("fixed_input_size"):
-            size = model.pretrained_cfg["input_size"][-1]
+    model, size = family(name)
     there_and_back(model, torch.randn(2, 3, size, size))
 
 
