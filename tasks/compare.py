@@ -411,7 +411,7 @@ SUITES = {
     ),
     "lspet": replace(
         _CIFAR, name="lspet", data=lspet, network=pose_network, loss=_pose_loss, score=pck,
-        base=AdamW, lr=3e-3, weight_decay=1e-2, epochs=40, rhos=(0.01, 0.03, 0.1),
+        base=AdamW, lr=3e-3, weight_decay=1e-2, epochs=25, rhos=(0.01, 0.05, 0.2),
     ),
 }  # fmt: skip
 

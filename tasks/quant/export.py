@@ -35,6 +35,7 @@ op: Any = opset21  # its stubs know tensors only, and these functions are traced
 INPUT, OUTPUT = "image", "output"
 _FUSED = ("Relu", "Clip")  # what an integer kernel does on the way out
 _PASSING = ("MaxPool",)  # values go through unchanged
+_LEADING = ("Add", *_PASSING, *_FUSED, "Concat", "GlobalAveragePool", "ReduceMean", "Reshape", "Flatten")  # stay integers
 
 
 @torch.library.custom_op("arsam::quantize_input", mutates_args=())
@@ -124,7 +125,7 @@ def export(model: nn.Module, path: Path, batches: Iterable[NDArray[np.float32]])
         torch.ops.arsam.quantize_input.default: _input_to_onnx,
         torch.ops.arsam.weight_of_codes.default: _weight_to_onnx,
     }
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), torch.no_grad():  # with gradients, fused attention has a layout that cannot be exported
         warnings.simplefilter("ignore")  # the exporter's own deprecations
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)
         program = torch.onnx.export(
@@ -236,17 +237,24 @@ def _clip_codes(graph: ir.Graph) -> None:
 
 
 def _quantize_edges(model: ir.Model, batches: list[NDArray[np.float32]]) -> None:
-    """An 8-bit pair behind every convolution, addition and pooling whose value one quantizer alone does not take.
+    """An 8-bit pair behind every convolution, and addition or pooling on the way to one, whose value has other users too.
 
-    Without it the integer kernels would hand each other floats, which costs more than the kernels save.
+    Without it the integer kernels would hand each other floats, which costs more than the kernels save. Additions whose sum
+    only goes on in float (a transformer's residuals) are left alone: there is no kernel to win and accuracy to lose.
     """
     graph = model.graph
+    wanted: set[ir.Value] = set()  # values that an integer kernel takes, at once or after what integers can do
+    for node in reversed(list(graph)):
+        if node.op_type == "QuantizeLinear" or (node.op_type in _LEADING and not wanted.isdisjoint(node.outputs)):
+            wanted.update(value for value in node.inputs if value is not None)
     edges: list[ir.Value] = []
     for node in graph:
         if node.op_type not in ("Conv", "Add", *_PASSING) or any(i is None or i.producer() is None for i in node.inputs[:1]):
             continue
         if node.op_type == "Add" and any(_numbers(value) is not None for value in node.inputs):
             continue  # a bias
+        if node.op_type != "Conv" and node.outputs[0] not in wanted:
+            continue
         value = node.outputs[0]
         users = [use.node for use in value.uses()]
         if len(users) == 1 and users[0].op_type in _FUSED:

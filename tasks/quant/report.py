@@ -44,6 +44,7 @@ def _text(result: dict[str, Any]) -> str:
         *rows,
         "",
         f"- agreement of ONNX Runtime with the fake-quantized model: {result['agreement']:.4f} of the test set",
+        *_second(result["openvino"]),
         f"- size: the file is {smaller:.2f} times smaller than the float file",
         f"- latency at batch 1, one thread: {latency['float']:.3f} ms float, {latency['low_bit']:.3f} ms low-bit,"
         f" {latency['float'] / latency['low_bit']:.2f} times faster",
@@ -59,6 +60,14 @@ def _text(result: dict[str, Any]) -> str:
         f"- seed {result['seed']}; command: {' '.join(machine['command'])}",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _second(opinion: dict[str, Any] | None) -> list[str]:
+    if opinion is None:
+        return []
+    if "error" in opinion:
+        return [f"- OpenVINO {opinion['version']} does not run the file: {opinion['error']}"]
+    return [f"- agreement of OpenVINO {opinion['version']} with ONNX Runtime: {opinion['agreement']:.4f} of the test set"]
 
 
 def _draw(path: Path, stages: dict[str, dict[str, float]], metric: str) -> None:

@@ -110,6 +110,7 @@ def run(
         alike = [_best(file(x)) == _best(quantized.eval()(x.to(device)).cpu()) for x in images.split(_BATCH)]
     agreement = float(torch.cat(alike).float().mean())
     say(f"      {title} {stages['onnx'][metric]:.4f}, agreement with the fake-quantized model {agreement:.4f}")
+    second = _in_openvino(out / "model.onnx", file, images)
     rho = float(getattr(config.sharpness, "keywords", {}).get("rho", 0.05))  # the usual one where the config has none
     train = Seeded(task.dataset("train"), config.seed)
     items = min(_BATCH, len(task.dataset("train")))  # type: ignore[arg-type]
@@ -118,6 +119,7 @@ def run(
         "metric": metric,
         "stages": stages,
         "agreement": agreement,
+        "openvino": second,
         "latency_ms": _latency({"float": out / "float.onnx", "low_bit": out / "model.onnx"}, images[:1].numpy()),
         "bits": {"weight": task.weight_bits, "act": task.act_bits},
         "bops": {
@@ -159,6 +161,20 @@ class InRuntime(nn.Module):
         """The file's output."""
         answer: Any = self._session.run(None, {export.INPUT: images.numpy()})[0]
         return torch.from_numpy(answer)
+
+
+def _in_openvino(path: Path, file: nn.Module, images: Tensor) -> dict[str, Any] | None:
+    """A second run time's opinion of a file: how often it agrees with ONNX Runtime, or why it cannot; None: not installed."""
+    try:
+        import openvino  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        return None
+    try:
+        compiled = openvino.Core().compile_model(str(path), "CPU")
+        alike = [_best(torch.from_numpy(compiled(x.numpy())[0])) == _best(file(x)) for x in images.split(_BATCH)]
+    except RuntimeError as error:  # of 2-bit weights, say
+        return {"version": openvino.__version__, "error": " ".join(str(error).split())}
+    return {"version": openvino.__version__, "agreement": float(torch.cat(alike).float().mean())}
 
 
 def _best(outputs: Tensor) -> Tensor:

@@ -103,6 +103,30 @@ def test_integer_kernels(tmp_path: Path) -> None:
     assert not any(kernels[k] for k in ("Conv", "FusedConv", "BatchNormalization"))
 
 
+def test_a_sum_that_goes_on_in_float_keeps_its_digits(tmp_path: Path) -> None:
+    """A transformer's residuals. Kills: an 8-bit pair behind every addition."""
+
+    class Transformer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.block, self.head = nn.Conv2d(3, 16, 4, 4), nn.Linear(16, 16), nn.Linear(15, 5)
+            self.block.bias.data[0] = 100.0  # an outlier, as transformers have
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.embed(x).flatten(2).mT
+            return self.head((x + self.block(x))[..., 1:].tanh().mean(1))
+
+    torch.manual_seed(0)
+    images = torch.randn(64, 3, 16, 16)
+    model = prepare(Transformer().eval(), weight_bits=8, act_bits=8)
+    calibrate(model, [images])
+    export.export(model, tmp_path / "model.onnx", [images.numpy()])
+    with torch.no_grad():
+        fake = model(images).numpy()
+    spread = np.abs(fake - fake.mean(0)).mean()
+    assert np.abs(outputs(tmp_path / "model.onnx", images) - fake).mean() < 0.1 * spread
+
+
 def test_negative_gamma(tmp_path: Path) -> None:
     """A channel whose gamma training turned negative: its codes change sign, or BatchNorm stays."""
     model, images, path = exported(tmp_path, 8, gamma=-1.0)
@@ -150,13 +174,16 @@ def test_a_layer_that_is_never_called(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_families(name: str, tmp_path: Path) -> None:
-    """Every family becomes a file that ONNX Runtime runs and that answers like the model. Kills: an operator it lacks."""
+    """Every family becomes a file that ONNX Runtime runs, about as near to the model as that is to float.
+
+    Kills: an operator that it lacks, an edge that costs more than 8 bits do.
+    """
     model, size = family(name)
     images = torch.randn(8, 3, size, size)
     low = prepare(canonicalise(model.eval(), images[:1]), weight_bits=8, act_bits=8)
     with torch.no_grad():
         calibrate(low, [images])
-        fake = low.eval()(images)
-    fake = (fake if isinstance(fake, Tensor) else sum(fake) / len(fake)).numpy()
+        exact, fake = (out if isinstance(out, Tensor) else sum(out) / len(out) for out in (model(images), low.eval()(images)))
     export.export(low, tmp_path / "model.onnx", [images.numpy()])
-    assert np.abs(outputs(tmp_path / "model.onnx", images) - fake).max() < TOLERANCE * np.abs(fake).max()
+    error = np.abs(outputs(tmp_path / "model.onnx", images) - fake.numpy()).max()
+    assert error < 0.02 * float(exact.abs().max()) + 3 * float((fake - exact).abs().max())
