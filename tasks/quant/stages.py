@@ -129,7 +129,7 @@ def run(
         "kernels": dict(export.kernels(out / "model.onnx")),
         "not_quantized": not_quantized(quantized.cpu(), images[:1]),
         "perturb": task.perturb,
-        "sharpness": {"rho": rho, **effect(quantized.to(device), lambda m: task.loss(m, batch), rho)},
+        "sharpness": {"rho": rho, **effect(quantized.to(device), lambda m: float_task.loss(m, batch), rho)},
         "passes_per_step": result["passes_per_step"],
         "seed": config.seed,
         "config": name,

@@ -240,9 +240,13 @@ def test_missing_picture_in_a_worker(people: Path, tmp_path: Path) -> None:
 
 
 def test_quantize(tmp_path: Path) -> None:
-    """All stages on a tiny model: the report, the two files, and the folder that is not overwritten."""
+    """All stages on a tiny model: the report, the two files, and the folder that is not overwritten.
+
+    Kills: a stage that wants a teacher of the model that has none.
+    """
     tiny = [
         "task.model=test_resnet",
+        "task.distill=0.5",
         "task.limit=80",
         "epochs=1",
         "pretraining.epochs=2",
