@@ -9,7 +9,6 @@ differ in the row alone. A finished run is one JSON file, and is not run again. 
 from __future__ import annotations
 
 import json
-import math
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -27,7 +26,7 @@ from torch.optim.lr_scheduler import OneCycleLR
 from arsam import ARSAM, functional
 from arsam.reuse import Decayed, Nothing, Orthogonal, Reuse
 from arsam.sampling import Adaptive, Always, Bernoulli, Budget, GradientNorm, Periodic, Sampling, Tail
-from tasks import log
+from tasks import log, tables
 from tasks.base import UserError
 from tasks.memory import Live
 from tasks.pose.codec import SimCC
@@ -608,10 +607,10 @@ def compare(
             }
             log.write_json(path, {**names, **result, "peak_memory_mb": megabytes[row.name]})
             print(f"seed {seed}  {row.name:24} {_run_line(suite, result)}", flush=True)
-        write(suite, out)
+        tables.write(suite, out)
     if not (out / "ageing.json").exists():
         log.write_json(out / "ageing.json", ageing(suite, data, radius["sam"]))
-    write(suite, out)
+    tables.write(suite, out)
 
 
 def _chosen(suite: Suite, only: list[str] | None) -> list[Row]:
@@ -650,108 +649,3 @@ def _tuned(suite: Suite, row: Row, data: Data, out: Path) -> float:
 
 def _run_line(suite: Suite, result: dict[str, Any]) -> str:
     return f"{100 * result[suite.metric]:6.2f} %  {result['passes_per_step']:.3f} passes/step  {result['seconds']:.1f} s"
-
-
-def interval(values: list[float]) -> tuple[float, float]:
-    """Mean, and half the width of its 95 % interval by Student's t; NaN from one value."""
-    from scipy.stats import t
-
-    if len(values) < 2:
-        return statistics.fmean(values), math.nan
-    return statistics.fmean(values), float(t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values))
-
-
-def table(suite: Suite, out: Path) -> list[dict[str, Any]]:
-    """A line per row that has runs, from the runs' files. Differences and ratios are taken seed by seed."""
-    runs = [json.loads(path.read_text()) for path in sorted((out / "runs").glob("*.json"))]
-    by_row: dict[str, dict[int, dict[str, Any]]] = {}
-    for run in runs:
-        by_row.setdefault(run["row"], {})[run["seed"]] = run
-    lines: list[dict[str, Any]] = []
-    for row in suite.rows:
-        own = by_row.get(row.name)
-        if not own:
-            continue
-        mean, half = interval([run[suite.metric] for run in own.values()])
-        line = {"row": row.name, "seeds": len(own), suite.metric: mean, "half": half}
-        for name in ("passes_per_step", "ascents", "peak_memory_mb"):
-            line[name] = statistics.fmean(run[name] for run in own.values())
-        line["rho"] = next(iter(own.values()))["rho"]
-        for rival in ("base", "sam"):
-            pairs = [(run, by_row[rival][seed]) for seed, run in own.items() if seed in by_row.get(rival, {})]
-            if not pairs:
-                continue
-            line[f"minus_{rival}"] = interval([a[suite.metric] - b[suite.metric] for a, b in pairs])
-            for clock in ("seconds", "cpu_seconds"):
-                line[f"{clock}_over_{rival}"] = statistics.median(a[clock] / b[clock] for a, b in pairs)
-        lines.append(line)
-    return lines
-
-
-def _percent(value: tuple[float, float] | None, sign: str = "") -> str:
-    if value is None:
-        return ""
-    return f"{100 * value[0]:{sign}.2f}" + ("" if math.isnan(value[1]) else f" ± {100 * value[1]:.2f}")
-
-
-def write(suite: Suite, out: Path) -> None:
-    """table.md, table.json and the figures, from the files of the runs."""
-    lines = table(suite, out)
-    text = [
-        f"| row | seeds | {suite.metric}, % | minus base | minus SAM | passes/step | ascents"
-        " | time / base | time / SAM | MB | rho |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    for line in lines:
-        ratios = [f"{line[k]:.2f}" if k in line else "" for k in ("cpu_seconds_over_base", "cpu_seconds_over_sam")]
-        cells = [
-            line["row"], str(line["seeds"]), _percent((line[suite.metric], line["half"])),
-            _percent(line.get("minus_base"), "+"), _percent(line.get("minus_sam"), "+"),
-            f"{line['passes_per_step']:.3f}", f"{line['ascents']:.0f}", *ratios,
-            f"{line['peak_memory_mb']:.1f}", "" if line["rho"] is None else f"{line['rho']:g}",
-        ]  # fmt: skip
-        text.append(f"| {' | '.join(cells)} |")
-    text += [
-        "",
-        "Mean and 95 % interval by Student's t; differences, taken seed by seed, likewise. Time: seconds of the processor, one"
-        " thread, median of the ratios seed by seed; table.json has those of the wall clock too. MB: peak of a step's tensors.",
-        "",
-    ]
-    (out / "table.md").write_text("\n".join(text))
-    log.write_json(out / "table.json", lines)
-    _draw(suite, lines, out)
-
-
-def _draw(suite: Suite, lines: list[dict[str, Any]], out: Path) -> None:
-    import matplotlib.figure
-
-    figure = matplotlib.figure.Figure(figsize=(9, 6), layout="constrained")
-    panel = figure.subplots()
-    for line in lines:
-        half = 0.0 if math.isnan(line["half"]) else 100 * line["half"]
-        x, y = line["passes_per_step"], 100 * line[suite.metric]
-        panel.errorbar(x, y, half, fmt="o", markersize=4, capsize=2)
-        panel.annotate(line["row"], (x, y), xytext=(4, 3), textcoords="offset points", fontsize=7)
-    panel.set(xlabel="passes per step", ylabel=f"{suite.metric}, %")
-    panel.grid(alpha=0.3)
-    figure.savefig(out / "pareto.png", dpi=110)
-
-    figure = matplotlib.figure.Figure(figsize=(9, 3.5), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    for path in sorted((out / "runs").glob("arsam*.json")):
-        run = json.loads(path.read_text())
-        left.plot(range(1, len(run["rate"]) + 1), run["rate"], label=path.stem)
-    left.set(title="S, ascents per window of 50", xlabel="epoch")
-    if left.lines:
-        left.legend(fontsize=7)
-    if (out / "ageing.json").exists():
-        aged = json.loads((out / "ageing.json").read_text())
-        for start, values in zip(aged["starts"], aged["cosine_by_start"], strict=True):
-            right.plot(aged["ages"], values, alpha=0.4, label=f"from step {start}")
-        right.plot(aged["ages"], aged["cosine"], color="black", label="mean")
-        right.legend(fontsize=7)
-        right.set_ylim(bottom=min(0.0, min(min(v) for v in aged["cosine_by_start"])))
-    right.set(title="cosine of a PSF with the one j steps before", xlabel="j")
-    for panel in (left, right):
-        panel.grid(alpha=0.3)
-    figure.savefig(out / "ageing.png", dpi=110)

@@ -19,6 +19,7 @@ from torch import nn
 
 import arsam
 from arsam import ARSAM, sampling
+from tasks import tables
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 SECTION = README.split("## In your loop")[1].split("## What it does")[0]
@@ -111,3 +112,9 @@ def test_openmmlab() -> None:
 def test_every_block_is_run() -> None:
     """Kills: a new example that no test runs."""
     assert len(BLOCKS) == 9
+
+
+def test_the_results_are_those_of_the_records() -> None:
+    """Kills: a table edited by hand, or records without `python tools/bench.py readme` after them."""
+    assert "<!-- results: " in README
+    assert tables.readme(README, Path(__file__).parent.parent / "benchmarks") == README

@@ -1,4 +1,4 @@
-"""Benchmarks: python tools/bench.py overhead | quant | compare SUITE"""
+"""Benchmarks: python tools/bench.py overhead | quant | compare SUITE | readme"""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from torch.optim import SGD
 
 from arsam import ARSAM, reuse, sampling
 from tasks import compare as suites
-from tasks import log
+from tasks import log, tables
 from tasks.base import UserError
 from tasks.memory import Live
 from tasks.quant.calibrate import calibrate
@@ -303,6 +303,12 @@ def compare(arguments: argparse.Namespace) -> None:
     print((out / "table.md").read_text())
 
 
+def readme(arguments: argparse.Namespace) -> None:
+    """Put the results of the recorded comparisons into the README."""
+    path = Path(__file__).parents[1] / "README.md"
+    path.write_text(tables.readme(path.read_text(), path.parent / "benchmarks"))
+
+
 def main() -> None:
     """Parse and run."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -321,6 +327,7 @@ def main() -> None:
     command.add_argument("--device", default="cpu", help="default: %(default)s")
     command.add_argument("--out", type=Path, help="default: benchmarks/SUITE")
     command.set_defaults(function=compare)
+    commands.add_parser("readme", help=readme.__doc__).set_defaults(function=readme)
     arguments = parser.parse_args()
     arguments.function(arguments)
 

@@ -13,7 +13,7 @@ import torch
 
 from arsam import functional
 from arsam.sampling import Budget
-from tasks import compare
+from tasks import compare, tables
 from tasks.base import UserError
 from tasks.compare import ROWS, RandomVector, Reversed, Row, Suite
 
@@ -158,9 +158,34 @@ def test_memory_grows_with_what_is_kept() -> None:
 
 def test_interval_and_noise() -> None:
     """Kills: the normal distribution's 1.96; labels replaced by themselves."""
-    mean, half = compare.interval([1.0, 2.0, 3.0])
+    mean, half = tables.interval([1.0, 2.0, 3.0])
     assert (mean, half) == (2.0, pytest.approx(4.3027 / math.sqrt(3), rel=1e-4))
-    assert math.isnan(compare.interval([1.0])[1])
+    assert math.isnan(tables.interval([1.0])[1])
     labels = torch.arange(1000) % 10
     noisy = compare._noisy(labels, 0.3)
     assert int((noisy != labels).sum()) == 300 and noisy.unique().tolist() == list(range(10))
+
+
+def test_answers(tmp_path: Path) -> None:
+    """Paired by seed. Kills: means held against each other, the seeds' spread taken for the difference's, yes for a tie."""
+    values = {"sam": [0.5, 0.7, 0.6], "arsam": [0.51, 0.71, 0.61], "base": [0.4, 0.8, 0.5], "bernoulli-arsam": [0.6, 0.8, 0.7]}
+    runs = tmp_path / "toy/runs"
+    runs.mkdir(parents=True)
+    for row, numbers in values.items():
+        for seed, number in enumerate(numbers):
+            run = {"row": row, "seed": seed, "accuracy": number, "passes_per_step": 1.5}
+            (runs / f"{row}-{seed}.json").write_text(json.dumps(run))
+    lines = [
+        {"row": row, "seeds": 3, "accuracy": 0.6, "half": 0.1, "passes_per_step": 1.5} for row in values if row in tables.TITLES
+    ]
+    (tmp_path / "toy/table.json").write_text(json.dumps(lines))
+    text = tables.readme("before\n<!-- results: toy -->\nold\n<!-- /results -->\nafter\n", tmp_path)
+    assert text.startswith("before\n<!-- results: toy -->\n| ") and text.endswith("|\n<!-- /results -->\nafter\n")
+    assert "old" not in text
+    answers = dict(line.strip("| ").split(" | ") for line in text.splitlines() if line.count(" | ") == 1 and line[2] != " ")
+    assert answers["SAM beats its base"].startswith("no, +3.33 ± ")
+    assert answers["The published rule is within SAM's interval or above it"] == "yes, +1.00 ± 0.00"
+    assert answers["The published rule beats as many random ascents"] == "no, -9.00 ± 0.00"
+    assert answers["The published rule beats as many late ascents"] == "not run"
+    assert answers["SAM"] == "60.00 ± 10.00 at 1.50"
+    assert tables.readme(text, tmp_path) == text

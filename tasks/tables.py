@@ -1,0 +1,200 @@
+"""What a comparison came to: tables and figures from the files of its runs, and the README's part of them."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import statistics
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tasks import log
+
+if TYPE_CHECKING:
+    from tasks.compare import Suite
+
+TITLES = {
+    "base": "the base: SGD or, for poses, AdamW",
+    "sam": "SAM",
+    "arsam": "ARSAM, the published rule",
+    "looksam": "LookSAM, every 5th step",
+    "periodic-1.2": "SAM on every 5th step, no reuse",
+    "bernoulli-1.2": "SAM on random steps, no reuse",
+    "late-1.2": "SAM on the last fifth of the steps",
+    "budget-1.05": "ARSAM, `Budget(1.05)`",
+    "budget-1.2": "ARSAM, `Budget(1.2)`",
+    "budget-1.2-beta1.0": "ARSAM, `Budget(1.2)`, no decay",
+}
+_BLOCK = re.compile(r"(<!-- results: (.+?) -->\n).*?(<!-- /results -->)", re.DOTALL)
+
+
+def interval(values: list[float]) -> tuple[float, float]:
+    """Mean, and half the width of its 95 % interval by Student's t; NaN from one value."""
+    from scipy.stats import t
+
+    if len(values) < 2:
+        return statistics.fmean(values), math.nan
+    return statistics.fmean(values), float(t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values))
+
+
+def table(suite: Suite, out: Path) -> list[dict[str, Any]]:
+    """A line per row that has runs, from the runs' files. Differences and ratios are taken seed by seed."""
+    runs = [json.loads(path.read_text()) for path in sorted((out / "runs").glob("*.json"))]
+    by_row: dict[str, dict[int, dict[str, Any]]] = {}
+    for run in runs:
+        by_row.setdefault(run["row"], {})[run["seed"]] = run
+    lines: list[dict[str, Any]] = []
+    for row in suite.rows:
+        own = by_row.get(row.name)
+        if not own:
+            continue
+        mean, half = interval([run[suite.metric] for run in own.values()])
+        line = {"row": row.name, "seeds": len(own), suite.metric: mean, "half": half}
+        for name in ("passes_per_step", "ascents", "peak_memory_mb"):
+            line[name] = statistics.fmean(run[name] for run in own.values())
+        line["rho"] = next(iter(own.values()))["rho"]
+        for rival in ("base", "sam"):
+            pairs = [(run, by_row[rival][seed]) for seed, run in own.items() if seed in by_row.get(rival, {})]
+            if not pairs:
+                continue
+            line[f"minus_{rival}"] = interval([a[suite.metric] - b[suite.metric] for a, b in pairs])
+            for clock in ("seconds", "cpu_seconds"):
+                line[f"{clock}_over_{rival}"] = statistics.median(a[clock] / b[clock] for a, b in pairs)
+        lines.append(line)
+    return lines
+
+
+def _percent(value: tuple[float, float] | None, sign: str = "") -> str:
+    if value is None:
+        return ""
+    return f"{100 * value[0]:{sign}.2f}" + ("" if math.isnan(value[1]) else f" ± {100 * value[1]:.2f}")
+
+
+def write(suite: Suite, out: Path) -> None:
+    """table.md, table.json and the figures, from the files of the runs."""
+    lines = table(suite, out)
+    text = [
+        f"| row | seeds | {suite.metric}, % | minus base | minus SAM | passes/step | ascents"
+        " | time / base | time / SAM | MB | rho |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for line in lines:
+        ratios = [f"{line[k]:.2f}" if k in line else "" for k in ("cpu_seconds_over_base", "cpu_seconds_over_sam")]
+        cells = [
+            line["row"], str(line["seeds"]), _percent((line[suite.metric], line["half"])),
+            _percent(line.get("minus_base"), "+"), _percent(line.get("minus_sam"), "+"),
+            f"{line['passes_per_step']:.3f}", f"{line['ascents']:.0f}", *ratios,
+            f"{line['peak_memory_mb']:.1f}", "" if line["rho"] is None else f"{line['rho']:g}",
+        ]  # fmt: skip
+        text.append(f"| {' | '.join(cells)} |")
+    text += [
+        "",
+        "Mean and 95 % interval by Student's t; differences, taken seed by seed, likewise. Time: seconds of the processor, one"
+        " thread, median of the ratios seed by seed; table.json has those of the wall clock too. MB: peak of a step's tensors.",
+        "",
+    ]
+    (out / "table.md").write_text("\n".join(text))
+    log.write_json(out / "table.json", lines)
+    _draw(suite, lines, out)
+
+
+def _draw(suite: Suite, lines: list[dict[str, Any]], out: Path) -> None:
+    import matplotlib.figure
+
+    figure = matplotlib.figure.Figure(figsize=(9, 6), layout="constrained")
+    panel = figure.subplots()
+    for line in lines:
+        half = 0.0 if math.isnan(line["half"]) else 100 * line["half"]
+        x, y = line["passes_per_step"], 100 * line[suite.metric]
+        panel.errorbar(x, y, half, fmt="o", markersize=4, capsize=2)
+        panel.annotate(line["row"], (x, y), xytext=(4, 3), textcoords="offset points", fontsize=7)
+    panel.set(xlabel="passes per step", ylabel=f"{suite.metric}, %")
+    panel.grid(alpha=0.3)
+    figure.savefig(out / "pareto.png", dpi=110)
+
+    figure = matplotlib.figure.Figure(figsize=(9, 3.5), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for path in sorted((out / "runs").glob("arsam*.json")):
+        run = json.loads(path.read_text())
+        left.plot(range(1, len(run["rate"]) + 1), run["rate"], label=path.stem)
+    left.set(title="S, ascents per window of 50", xlabel="epoch")
+    if left.lines:
+        left.legend(fontsize=7)
+    if (out / "ageing.json").exists():
+        aged = json.loads((out / "ageing.json").read_text())
+        for start, values in zip(aged["starts"], aged["cosine_by_start"], strict=True):
+            right.plot(aged["ages"], values, alpha=0.4, label=f"from step {start}")
+        right.plot(aged["ages"], aged["cosine"], color="black", label="mean")
+        right.legend(fontsize=7)
+        right.set_ylim(bottom=min(0.0, min(min(v) for v in aged["cosine_by_start"])))
+    right.set(title="cosine of a PSF with the one j steps before", xlabel="j")
+    for panel in (left, right):
+        panel.grid(alpha=0.3)
+    figure.savefig(out / "ageing.png", dpi=110)
+
+
+def readme(text: str, folder: Path) -> str:
+    """A text with its blocks ``<!-- results: SUITE SUITE ... -->`` filled from the records of those suites.
+
+    Args:
+        text: of the README.
+        folder: with a folder per suite.
+    """
+
+    def filled(block: re.Match[str]) -> str:
+        suites = {name: json.loads((folder / name / "table.json").read_text()) for name in block[2].split()}
+        return f"{block[1]}{_beside(suites)}\n\n{_answers(suites, folder)}\n{block[3]}"
+
+    return _BLOCK.sub(filled, text)
+
+
+def _markdown(rows: list[list[str]]) -> str:
+    return "\n".join(f"| {' | '.join(row)} |" for row in (rows[0], ["---"] * len(rows[0]), *rows[1:]))
+
+
+def _beside(suites: dict[str, list[dict[str, Any]]]) -> str:
+    """A row per optimizer, a column per suite: the metric in percent, its interval, and the passes per step."""
+    rows = [["", *suites]]
+    for name, title in TITLES.items():
+        lines = [next((line for line in table if line["row"] == name), None) for table in suites.values()]
+        if any(lines):
+            cells = [f"{_percent((_metric(x), x['half']))} at {x['passes_per_step']:.2f}" if x else "" for x in lines]
+            rows.append([title, *cells])
+    rows.append(["seeds", *("-".join(map(str, sorted({line["seeds"] for line in table}))) for table in suites.values())])
+    return _markdown(rows)
+
+
+def _metric(line: dict[str, Any]) -> float:
+    return line.get("accuracy", line.get("pck"))  # type: ignore[return-value]
+
+
+def _answers(suites: dict[str, list[dict[str, Any]]], folder: Path) -> str:
+    """Yes or no to the questions that a new optimizer is asked, with the difference, seed by seed, that says so."""
+    rows = [["", *suites]]
+    at_arsam = [("periodic", "evenly spaced"), ("bernoulli", "random"), ("late", "late")]
+    questions: list[tuple[str, str, str, bool]] = [("SAM beats its base", "sam", "base", True)]
+    for row, title in (("arsam", "The published rule"), ("budget-1.2", "`Budget(1.2)`")):
+        questions.append((f"{title} is within SAM's interval or above it", row, "sam", False))
+        rivals = [(f"{rival}-{row.removeprefix('budget-')}", f"as many {name} ascents") for rival, name in at_arsam]
+        rivals += [("looksam", "LookSAM")] if row == "budget-1.2" else []
+        questions += [(f"{title} beats {name}", row, rival, True) for rival, name in rivals]
+    for question, row, rival, beats in questions:
+        rows.append([question, *(_answer(folder / suite, row, rival, beats) for suite in suites)])
+    return _markdown(rows)
+
+
+def _answer(out: Path, row: str, rival: str, beats: bool) -> str:
+    one, other = _metrics(out, row), _metrics(out, rival)
+    seeds = sorted(one.keys() & other.keys())
+    if len(seeds) < 2:
+        return "not run"
+    mean, half = interval([one[seed] - other[seed] for seed in seeds])
+    yes = mean - half > 0 if beats else mean + half >= 0
+    return f"{'yes' if yes else 'no'}, {_percent((mean, half), '+')}"
+
+
+def _metrics(out: Path, row: str) -> dict[int, float]:
+    """Seed to metric, of a row's runs."""
+    runs = [json.loads(path.read_text()) for path in (out / "runs").glob(f"{row}-*.json")]
+    return {run["seed"]: _metric(run) for run in runs if run["row"] == row}
