@@ -168,11 +168,15 @@ def _fields(node: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     return {n: hints.get(n, Any) for n in parameters}, present
 
 
+# what ast says to text that is no literal; MemoryError and RecursionError are for hundreds of open brackets
+_NO_LITERAL = (ValueError, TypeError, SyntaxError, MemoryError, RecursionError)
+
+
 def _value(text: str, hint: Any, assignment: str) -> Any:
     candidates: list[Any] = []
     try:
         candidates.append(ast.literal_eval(text))
-    except (ValueError, SyntaxError):
+    except _NO_LITERAL:
         candidates.append(_call(text, assignment))
     candidates.append(text)  # a path or a name needs no quotes
     expected = _resolved(hint)
@@ -210,7 +214,7 @@ def _call(text: str, assignment: str) -> Any:
     """``Tail(fraction=0.3)`` as partial(Tail, fraction=0.3), safely; plain text stays text."""
     try:
         node = ast.parse(text, mode="eval").body
-    except SyntaxError:
+    except _NO_LITERAL:
         return text
     return _built(node, assignment) if isinstance(node, (ast.Call, ast.Name)) else text
 

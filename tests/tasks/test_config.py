@@ -89,6 +89,7 @@ def test_values_that_need_no_quotes() -> None:
         ("sharpness.sampling=Tial(0.3)", "unknown name Tial; did you mean Tail?"),
         ("sharpness.sampling=Tail(fractoin=0.3)", "Tail has no argument fractoin; it takes fraction, total_steps"),
         ("sharpness.sampling=os.system('x')", "call a plain name"),
+        pytest.param("epochs=-10**" + "(" * 300, "expected int, got -10**((", id="more brackets than the parser has room for"),
     ],
 )
 def test_bad_overrides(assignment: str, message: str) -> None:
