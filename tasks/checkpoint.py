@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from tasks import folder
 from tasks.base import UserError
 
 
@@ -48,18 +49,13 @@ def save(path: Path, state: dict[str, Any], previous: Path | None = None) -> Non
     Raises:
         OSError: the disk is full or forbids it; the old file stays.
     """
-    aside = path.with_suffix(".tmp")
     try:
-        with open(aside, "wb") as file:
+        with folder.aside(path) as file:
             torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        if previous is not None and path.exists():
-            _keep(path, previous)
-        os.replace(aside, path)
-    except BaseException as error:
-        aside.unlink(missing_ok=True)
-        if isinstance(error, RuntimeError) and isinstance(error.__context__, OSError):
+            if previous is not None and path.exists():
+                _keep(path, previous)
+    except RuntimeError as error:
+        if isinstance(error.__context__, OSError):
             raise error.__context__ from None  # torch's writer hides what the system said
         raise
 

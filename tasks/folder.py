@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from tasks.base import UserError
 
@@ -38,6 +39,25 @@ def held(path: Path) -> Iterator[None]:
     finally:
         _locks.discard(lock)
         os.close(lock)
+
+
+@contextmanager
+def aside(path: Path) -> Iterator[BinaryIO]:
+    """A file that takes the place of `path` once it is on the disk: `path` is always the old file or the new one, whole.
+
+    Raises:
+        OSError: the disk is full or forbids it; the old file stays, and nothing else.
+    """
+    temporary = path.with_suffix(".tmp")
+    try:
+        with open(temporary, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 @contextmanager

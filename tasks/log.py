@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import subprocess
 import sys
@@ -20,16 +19,8 @@ from tasks.base import UserError
 
 def write_json(path: Path, value: Any) -> None:
     """Write aside and rename, so that a reader never sees half a file."""
-    _write(path, json.dumps(value, indent=2) + "\n")
-
-
-def _write(path: Path, text: str) -> None:
-    aside = path.with_suffix(".tmp")
-    with open(aside, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)
+    with folder.aside(path) as file:
+        file.write((json.dumps(value, indent=2) + "\n").encode())
 
 
 def environment(device: torch.device) -> dict[str, Any]:
@@ -87,7 +78,8 @@ class Metrics:
 
     def flush(self) -> None:
         """Write all lines anew: they are few, and no line is ever torn."""
-        _write(self._path, "".join(json.dumps(line) + "\n" for line in self.lines))
+        with folder.aside(self._path) as file:
+            file.write("".join(json.dumps(line) + "\n" for line in self.lines).encode())
 
 
 def read(path: Path) -> list[dict[str, Any]]:

@@ -38,9 +38,10 @@ def test_killed_and_resumed(whole: Path, tmp_path: Path, write: int, after: bool
 
 
 def test_writes_that_fail_cost_nothing(whole: Path, tmp_path: Path) -> None:
-    """Kills: a run that ends at the first full disk, a line that is dropped, a silent failure."""
+    """Kills: a run that ends at the first full disk, a dropped line, a silent failure, leftovers."""
     assert faults.finish(faults.start(tmp_path / "run", faults.failing(seed=1, share=0.4))) == 0
     assert [d for d in faults.differences(whole, tmp_path / "run") if "best" not in d] == []
+    assert not list((tmp_path / "run").glob("*.tmp")), "nothing half-written is left"
     assert "not written (No space left on device); the run goes on" in (tmp_path / "run.err").read_text()
 
 
