@@ -12,8 +12,11 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer, RMSprop
+from torch.optim.lr_scheduler import ExponentialLR
 
 from arsam import ARSAM, reuse, sampling
 from tests import reference
@@ -664,3 +667,59 @@ def test_a_closure_that_perturbs_has_done_both_passes() -> None:
     assert_same(model, other)
     assert inner.calls == closure.calls == 11  # type: ignore[attr-defined]
     assert optimizer.stats == plain.stats
+
+
+@given(
+    base=st.sampled_from(list(BASES)),
+    start=st.integers(0, 10**6),
+    rho=st.floats(1e-3, 1.0),
+    adaptive=st.booleans(),
+    rule=st.one_of(
+        st.tuples(st.just("periodic"), st.integers(1, 9)),
+        st.tuples(st.just("bernoulli"), st.floats(0, 1)),
+        st.tuples(st.just("budget"), st.floats(1, 2)),
+    ),
+    mixing=st.one_of(
+        st.none(),
+        st.tuples(st.floats(0, 1), st.one_of(st.none(), st.integers(1, 9))),
+        st.floats(0, 1).map(lambda alpha: (alpha,)),
+    ),
+    factor=st.floats(0.5, 1.0),
+)
+@settings(max_examples=60, deadline=None)
+def test_whatever_is_combined_equals_the_twin(
+    base: str, start: int, rho: float, adaptive: bool, rule: tuple[str, Any], mixing: Any, factor: float
+) -> None:
+    """Base, weights, schedule, rho, sampling and reuse at random. Kills: what goes wrong in one combination only."""
+    kind, value = rule
+    ours: Any = {
+        "periodic": lambda: sampling.Periodic(value),
+        "bernoulli": lambda: sampling.Bernoulli(value, seed=start),
+        "budget": lambda: sampling.Budget(value, STEPS),
+    }[kind]()
+    steps = {
+        "periodic": lambda: set(range(0, STEPS, value)),
+        "bernoulli": lambda: {t for t in range(STEPS) if random.Random(f"{start}:{t}").random() < value},
+        "budget": lambda: reference.budget(value, STEPS),
+    }[kind]()
+    after, mix = reuse.Nothing(), None
+    if mixing is not None and len(mixing) == 2:
+        after, mix = reuse.Decayed(*mixing), decayed(mixing[0], mixing[1] or STEPS)
+    elif mixing is not None:
+        after, mix = reuse.Orthogonal(*mixing), looksam(*mixing)
+    model, loss_of = problem(start)
+    other = copy.deepcopy(model)
+    optimizer = ARSAM(BASES[base](groups_of(model)), rho=rho, adaptive=adaptive, sampling=ours, reuse=after)
+    plain = BASES[base](groups_of(other))
+    twin = Twin(
+        plain, ordered(plain), closure_of(plain, other, loss_of), lambda t, _: t in steps, mix, rho=rho, adaptive=adaptive
+    )
+    schedules = [ExponentialLR(o, factor) for o in (optimizer, plain)]
+    closure = closure_of(optimizer, model, loss_of)
+    for _ in range(STEPS):
+        optimizer.step(closure)
+        twin.step()
+        for schedule in schedules:
+            schedule.step()
+    assert optimizer.stats["ascents"] == len(steps)
+    assert_same(model, other, 1e-8)

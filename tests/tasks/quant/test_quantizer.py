@@ -7,6 +7,8 @@ import io
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from tasks.quant.quantizer import Quantizer
@@ -280,3 +282,28 @@ def test_errors(build: object, message: str) -> None:
     """Errors name the argument, the rule and the way out."""
     with pytest.raises(ValueError, match=message):
         build()
+
+
+@given(
+    bits=st.integers(2, 8),
+    signed=st.booleans(),
+    scale=st.floats(1e-6, 1e3),
+    negative=st.booleans(),
+    values=st.lists(st.floats(-1e4, 1e4, width=32), min_size=1, max_size=30),
+)
+@settings(max_examples=200, deadline=None)
+def test_whatever_the_values(bits: int, signed: bool, scale: float, negative: bool, values: list[float]) -> None:
+    """Codes in range, once is enough, order is kept, and inside the range an error of half a step at most.
+
+    Kills: a floor in place of a round, codes past the last one, the sign of a step size that training has turned.
+    """
+    quantizer = ready(bits, signed=signed, scale=-scale if negative else scale)
+    x = torch.tensor(values).sort().values
+    with torch.no_grad():
+        y, codes, step = quantizer(x), quantizer.codes(x), quantizer.step
+        assert quantizer.low <= int(codes.min()) and int(codes.max()) <= quantizer.high
+        assert torch.equal(y, codes * step)
+        assert torch.equal(quantizer(y), y)
+        assert bool((y.diff() >= 0).all())
+        inside = (x >= quantizer.low * step) & (x <= quantizer.high * step)
+        assert bool(((y - x).abs()[inside] <= 0.5001 * step + 1e-6 * x.abs()[inside]).all())
