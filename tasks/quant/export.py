@@ -144,6 +144,7 @@ def export(model: nn.Module, path: Path, batches: Iterable[NDArray[np.float32]])
     graph = onnx_model.graph
     if bits:
         _absorb_batch_norm(graph, bits)
+        _hold_biases(graph)
         _clip_codes(graph)
         _quantize_edges(onnx_model, batches)
         _pack(graph, bits)
@@ -215,6 +216,33 @@ def _absorb_batch_norm(graph: ir.Graph, bits: dict[str, int]) -> None:
         conv.replace_input_with(2, _constant(graph, f"{norm.name}.bias", bias.astype(np.float32)))
         convenience.replace_all_uses_with(norm.outputs[0], conv.outputs[0])
         graph.remove(norm, safe=True)
+
+
+def _hold_biases(graph: ir.Graph) -> None:
+    """Give every bias a unit of which it is less than 2^31.
+
+    ONNX Runtime keeps a bias as int32 in units of the input's step size times the weight's. Where BatchNorm has all but
+    switched a channel off, that unit is tiny and the bias would be cut off. What such a channel makes of its input is no
+    more than a thousandth of the bias: its codes become 0, and the unit what the bias needs.
+    """
+    for node in graph:
+        if node.op_type != "Conv" or len(node.inputs) < 3:
+            continue
+        source, unpacked = (value.producer() if value is not None else None for value in node.inputs[:2])
+        if any(maker is None or maker.op_type != "DequantizeLinear" for maker in (source, unpacked)):
+            continue
+        bias, of_input = _numbers(node.inputs[2]), _numbers(source.inputs[1])  # type: ignore[union-attr]
+        codes, step = _numbers(unpacked.inputs[0]), _numbers(unpacked.inputs[1])  # type: ignore[union-attr]
+        if bias is None or of_input is None or codes is None or step is None:
+            continue
+        least = (np.abs(bias.astype(np.float64)) / (float(of_input) * 2.0**30)).astype(np.float32)
+        if (small := step < least).any():
+            name = str(unpacked.inputs[0].name)  # type: ignore[union-attr]
+            codes, step = codes.copy(), np.maximum(step, least)
+            codes[small] = 0
+            del graph.initializers[name]
+            unpacked.replace_input_with(0, _constant(graph, name, codes))  # type: ignore[union-attr]
+            unpacked.replace_input_with(1, _constant(graph, f"{node.name}.held", step))  # type: ignore[union-attr]
 
 
 def _clip_codes(graph: ir.Graph) -> None:
