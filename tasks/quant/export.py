@@ -3,8 +3,8 @@
 The steps, each a function: `_frozen` puts codes in the place of weights; torch's exporter translates two operators of our
 own to ONNX's; then, on the graph, `_absorb_batch_norm` moves BatchNorm into the weights' step sizes and the bias, exactly;
 `_quantize_edges` adds 8-bit pairs where a value would stay float between two integer kernels (residual additions,
-pooling), with ranges measured on a few batches; and `_pack` stores codes in 2 or 4 bits, unpacked by a Cast that ONNX
-Runtime folds when it loads the file.
+pooling), with ranges measured on a few batches; and `_pack` stores codes in 2 or 4 bits, unpacked by what ONNX Runtime
+folds when it loads the file.
 """
 
 from __future__ import annotations
@@ -144,7 +144,7 @@ def export(model: nn.Module, path: Path, batches: Iterable[NDArray[np.float32]])
     graph = onnx_model.graph
     if bits:
         _absorb_batch_norm(graph, bits)
-        _hold_biases(graph)
+        _hold_biases(graph, bits)
         _clip_codes(graph)
         _quantize_edges(onnx_model, batches)
         _pack(graph, bits)
@@ -196,10 +196,16 @@ def _absorb_batch_norm(graph: ir.Graph, bits: dict[str, int]) -> None:
         if unpacked is None or unpacked.op_type != "DequantizeLinear":
             continue
         gamma, beta, mean, variance = (_numbers(value).astype(np.float64) for value in norm.inputs[1:5])  # type: ignore[union-attr]
-        factor = gamma / np.sqrt(variance + norm.attributes["epsilon"].as_float())
         codes, step = _numbers(unpacked.inputs[0]), _numbers(unpacked.inputs[1])
         assert codes is not None
         assert step is not None
+        sigma = np.sqrt(variance + norm.attributes["epsilon"].as_float())
+        source = conv.inputs[0].producer() if conv.inputs[0] is not None else None
+        if source is not None and source.op_type == "DequantizeLinear" and (of_input := _numbers(source.inputs[1])) is not None:
+            # A channel whose sums hardly ever move by one unit of the integers (its input is dead, say) has next to no sigma;
+            # its unit would grow so coarse that the bias, a whole number of them, is lost. At most gamma / 8 is, like this.
+            sigma = np.maximum(sigma, 4 / _spread(bits[str(unpacked.inputs[0].name)]) * float(of_input) * step)  # type: ignore[union-attr]
+        factor = gamma / sigma
         if (negative := factor < 0).any():
             name = str(unpacked.inputs[0].name)  # type: ignore[union-attr]
             if (codes[negative] == -(2 ** (bits[name] - 1))).any():
@@ -218,7 +224,7 @@ def _absorb_batch_norm(graph: ir.Graph, bits: dict[str, int]) -> None:
         graph.remove(norm, safe=True)
 
 
-def _hold_biases(graph: ir.Graph) -> None:
+def _hold_biases(graph: ir.Graph, bits: dict[str, int]) -> None:
     """Give every bias a unit of which it is less than 2^31.
 
     ONNX Runtime keeps a bias as int32 in units of the input's step size times the weight's. Where BatchNorm has all but
@@ -235,9 +241,9 @@ def _hold_biases(graph: ir.Graph) -> None:
         codes, step = _numbers(unpacked.inputs[0]), _numbers(unpacked.inputs[1])  # type: ignore[union-attr]
         if bias is None or of_input is None or codes is None or step is None:
             continue
-        least = (np.abs(bias.astype(np.float64)) / (float(of_input) * 2.0**30)).astype(np.float32)
+        name = str(unpacked.inputs[0].name)  # type: ignore[union-attr]
+        least = (_spread(bits[name]) * np.abs(bias.astype(np.float64)) / (float(of_input) * 2.0**30)).astype(np.float32)
         if (small := step < least).any():
-            name = str(unpacked.inputs[0].name)  # type: ignore[union-attr]
             codes, step = codes.copy(), np.maximum(step, least)
             codes[small] = 0
             del graph.initializers[name]
@@ -328,19 +334,38 @@ def _ranges(model: ir.Model, names: list[str], batches: list[NDArray[np.float32]
     return {name: (table[:, i, 0].min(), table[:, i, 1].max()) for i, name in enumerate(names)}
 
 
+def _spread(bits: int) -> int:
+    """By how much codes are multiplied, and their step size divided: up to the edge of 8 bits."""
+    return 2 ** (8 - bits)
+
+
 def _pack(graph: ir.Graph, bits: dict[str, int]) -> None:
-    """Store the codes of up to 4 bits in 4, of 2 bits in 2, behind a Cast to int8."""
+    """Store the codes of up to 4 bits in 4, of 2 bits in 2, unpacked by Cast, Mul and Cast; all spread over 8 bits.
+
+    The integer kernels round a bias to the input's step size times the weight's: of spread 4-bit codes, a 16th of that.
+    """
     for node in [node for node in graph if node.op_type == "DequantizeLinear"]:
         value = node.inputs[0]
-        codes = _numbers(value)
-        width = bits.get(str(value.name), 8) if value is not None else 8
-        if codes is None or width > 4:
+        codes, step = _numbers(value), _numbers(node.inputs[1])
+        if value is None or codes is None or step is None or bits.get(str(value.name), 8) == 8:
             continue
-        name = str(value.name)  # type: ignore[union-attr]
+        name = str(value.name)
+        width, factor = bits[name], _spread(bits[name])
+        node.replace_input_with(1, _constant(graph, f"{name}.step", (step / factor).astype(np.float32)))
+        if width > 4:
+            node.replace_input_with(0, _constant(graph, f"{name}.spread", (codes.astype(np.int32) * factor).astype(np.int8)))
+            continue
         packed = _constant(graph, f"{name}.packed", codes.astype(ml_dtypes.int2 if width == 2 else ml_dtypes.int4))
-        cast = ir.Node("", "Cast", [packed], attributes=[ir.AttrInt64("to", ir.DataType.INT8)], name=f"{name}.unpack")
+        times = _constant(graph, f"{name}.factor", np.array(factor, np.int32))
+        wide = ir.Node("", "Cast", [packed], attributes=[ir.AttrInt64("to", ir.DataType.INT32)], name=f"{name}.wide")
+        wide.outputs[0].name = f"{name}.as_int32"
+        spread = ir.Node("", "Mul", [wide.outputs[0], times], name=f"{name}.spread")
+        spread.outputs[0].name = f"{name}.times_factor"
+        cast = ir.Node(
+            "", "Cast", [spread.outputs[0]], attributes=[ir.AttrInt64("to", ir.DataType.INT8)], name=f"{name}.unpack"
+        )
         cast.outputs[0].name = f"{name}.unpacked"
-        graph.insert_before(node, cast)
+        graph.insert_before(node, [wide, spread, cast])
         node.replace_input_with(0, cast.outputs[0])
 
 

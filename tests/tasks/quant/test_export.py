@@ -152,6 +152,30 @@ def test_channels_that_are_switched_off(tmp_path: Path) -> None:
     assert np.abs(outputs(tmp_path / "model.onnx", images) - fake).mean() / np.abs(fake).mean() < 0.02
 
 
+def test_channels_whose_input_is_dead(tmp_path: Path) -> None:
+    """As in MobileNets: sigma is next to nothing. Kills: units so coarse that the bias is rounded away."""
+
+    def normalised(conv: nn.Conv2d) -> list[nn.Module]:
+        return [conv, nn.BatchNorm2d(8), nn.ReLU6()]
+
+    torch.manual_seed(0)
+    images = torch.randn(64, 3, 16, 16)
+    layers = normalised(nn.Conv2d(3, 8, 3, bias=False)) + normalised(nn.Conv2d(8, 8, 3, groups=8, bias=False))
+    float_model = nn.Sequential(*layers, nn.Conv2d(8, 8, 1), nn.Flatten(), nn.Linear(8 * 144, 5))
+    float_model(images)  # running statistics, of channels that live
+    first: Any = float_model[1]
+    second: Any = float_model[4]
+    first.bias.data[:4] = -50.0
+    second.running_mean[:4], second.running_var[:4] = 0.0, 0.0
+    second.bias.data[:4] = torch.tensor([0.3, 0.7, 1.5, 3.0])
+    model = prepare(float_model.eval(), weight_bits=4, act_bits=4)
+    calibrate(model, [images])
+    export.export(model, tmp_path / "model.onnx", [images.numpy()])
+    with torch.no_grad():
+        fake = model(images).numpy()
+    assert np.abs(outputs(tmp_path / "model.onnx", images) - fake).mean() / np.abs(fake).mean() < 0.15
+
+
 def test_float_export(tmp_path: Path) -> None:
     """A float model goes the same way, without a quantizer in it."""
     torch.manual_seed(0)
