@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from tasks.compare import Suite
 
 TITLES = {
-    "base": "the base: SGD or, for poses, AdamW",
+    "base": "SGD",
     "sam": "SAM",
     "arsam": "ARSAM, the published rule",
     "looksam": "LookSAM, every 5th step",
@@ -161,7 +161,8 @@ def _beside(suites: dict[str, list[dict[str, Any]]]) -> str:
         if any(lines):
             cells = [f"{_percent((_metric(x), x['half']))} at {x['passes_per_step']:.2f}" if x else "" for x in lines]
             rows.append([title, *cells])
-    rows.append(["seeds", *("-".join(map(str, sorted({line["seeds"] for line in table}))) for table in suites.values())])
+    shown = [[line["seeds"] for line in table if line["row"] in TITLES] for table in suites.values()]
+    rows.append(["seeds", *(f"{min(x)}" if min(x) == max(x) else f"{min(x)} to {max(x)}" for x in shown)])
     return _markdown(rows)
 
 
