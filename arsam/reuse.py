@@ -53,7 +53,8 @@ class Decayed:
     sampling rule has it: beta = 1 - 1 / max(k, 10). However long the gap, its last step then gets 1/e of the PSF and an
     average step 0.63 of it; a constant beta would give the steps of a long gap next to nothing. Two PSFs differ by their
     batches far more than by their age: on digits their cosine is 0.17 one step apart and 0.13 thirty steps apart
-    (benchmarks/quick/ageing.json), so that no gap calls for a faster decay than 0.9. There beta = 1 was better still.
+    (benchmarks/digits/ageing.json), so that no gap calls for a faster decay than 0.9. There beta = 1 was better still, but on
+    clean labels it was worse.
 
     Args:
         beta: decay per step, in [0, 1], or "auto", with a sampling rule that has a ``spacing``.
