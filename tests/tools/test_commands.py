@@ -340,7 +340,7 @@ def test_overhead_table(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (["cifar16"], "cifar10: no images found"),
-        (["quick", "--only", "adam"], "adam: no row of the suite quick; its rows are sgd, sam"),
+        (["quick", "--only", "adam"], "adam: no row of the suite quick; its rows are base, sam"),
         (["quick", "--seeds", "0"], "--seeds must be >= 1"),
     ],
 )
