@@ -38,12 +38,20 @@ def interval(values: list[float]) -> tuple[float, float]:
     return statistics.fmean(values), float(t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values))
 
 
+Runs = dict[str, dict[int, dict[str, Any]]]  # row -> seed -> what is in the run's file
+
+
+def _runs(out: Path) -> Runs:
+    by_row: Runs = {}
+    for path in sorted((out / "runs").glob("*.json")):
+        run = json.loads(path.read_text())
+        by_row.setdefault(run["row"], {})[run["seed"]] = run
+    return by_row
+
+
 def table(suite: Suite, out: Path) -> list[dict[str, Any]]:
     """A line per row that has runs, from the runs' files. Differences and ratios are taken seed by seed."""
-    runs = [json.loads(path.read_text()) for path in sorted((out / "runs").glob("*.json"))]
-    by_row: dict[str, dict[int, dict[str, Any]]] = {}
-    for run in runs:
-        by_row.setdefault(run["row"], {})[run["seed"]] = run
+    by_row = _runs(out)
     lines: list[dict[str, Any]] = []
     for row in suite.rows:
         own = by_row.get(row.name)
@@ -143,8 +151,9 @@ def readme(text: str, folder: Path) -> str:
     """
 
     def filled(block: re.Match[str]) -> str:
-        suites = {name: json.loads((folder / name / "table.json").read_text()) for name in block[2].split()}
-        return f"{block[1]}{_beside(suites)}\n\n{_answers(suites, folder)}\n{block[3]}"
+        names = block[2].split()
+        lines = {name: json.loads((folder / name / "table.json").read_text()) for name in names}
+        return f"{block[1]}{_beside(lines)}\n\n{_answers({name: _runs(folder / name) for name in names})}\n{block[3]}"
 
     return _BLOCK.sub(filled, text)
 
@@ -170,7 +179,7 @@ def _metric(line: dict[str, Any]) -> float:
     return line.get("accuracy", line.get("pck"))  # type: ignore[return-value]
 
 
-def _answers(suites: dict[str, list[dict[str, Any]]], folder: Path) -> str:
+def _answers(suites: dict[str, Runs]) -> str:
     """Yes or no to the questions that a new optimizer is asked, with the difference, seed by seed, that says so."""
     rows = [["", *suites]]
     at_arsam = [("periodic", "evenly spaced"), ("bernoulli", "random"), ("late", "late")]
@@ -181,21 +190,15 @@ def _answers(suites: dict[str, list[dict[str, Any]]], folder: Path) -> str:
         rivals += [("looksam", "LookSAM")] if row == "budget-1.2" else []
         questions += [(f"{title} beats {name}", row, rival, True) for rival, name in rivals]
     for question, row, rival, beats in questions:
-        rows.append([question, *(_answer(folder / suite, row, rival, beats) for suite in suites)])
+        rows.append([question, *(_answer(runs, row, rival, beats) for runs in suites.values())])
     return _markdown(rows)
 
 
-def _answer(out: Path, row: str, rival: str, beats: bool) -> str:
-    one, other = _metrics(out, row), _metrics(out, rival)
+def _answer(runs: Runs, row: str, rival: str, beats: bool) -> str:
+    one, other = runs.get(row, {}), runs.get(rival, {})
     seeds = sorted(one.keys() & other.keys())
     if len(seeds) < 2:
         return "not run"
-    mean, half = interval([one[seed] - other[seed] for seed in seeds])
+    mean, half = interval([_metric(one[seed]) - _metric(other[seed]) for seed in seeds])
     yes = mean - half > 0 if beats else mean + half >= 0
     return f"{'yes' if yes else 'no'}, {_percent((mean, half), '+')}"
-
-
-def _metrics(out: Path, row: str) -> dict[int, float]:
-    """Seed to metric, of a row's runs."""
-    runs = [json.loads(path.read_text()) for path in (out / "runs").glob(f"{row}-*.json")]
-    return {run["seed"]: _metric(run) for run in runs if run["row"] == row}

@@ -182,6 +182,20 @@ def _numbers(value: ir.Value | None) -> NDArray[Any] | None:
     return None if value is None or value.const_value is None else value.const_value.numpy()
 
 
+def _input_step(node: ir.Node) -> float | None:
+    """The step size of a node's input; None: it is float."""
+    source = node.inputs[0].producer() if node.inputs[0] is not None else None
+    step = _numbers(source.inputs[1]) if source is not None and source.op_type == "DequantizeLinear" else None
+    return None if step is None else float(step)
+
+
+def _replace_codes(graph: ir.Graph, unpacked: ir.Node, codes: NDArray[Any]) -> None:
+    """Other codes for a weight, under the same name."""
+    name = str(unpacked.inputs[0].name)  # type: ignore[union-attr]
+    del graph.initializers[name]
+    unpacked.replace_input_with(0, _constant(graph, name, codes))
+
+
 def _absorb_batch_norm(graph: ir.Graph, bits: dict[str, int]) -> None:
     """BN(conv(x)) = conv'(x) with step sizes s gamma / sigma and bias beta + (b - mean) gamma / sigma: the codes stay.
 
@@ -200,20 +214,18 @@ def _absorb_batch_norm(graph: ir.Graph, bits: dict[str, int]) -> None:
         assert codes is not None
         assert step is not None
         sigma = np.sqrt(variance + norm.attributes["epsilon"].as_float())
-        source = conv.inputs[0].producer() if conv.inputs[0] is not None else None
-        if source is not None and source.op_type == "DequantizeLinear" and (of_input := _numbers(source.inputs[1])) is not None:
+        width = bits[str(unpacked.inputs[0].name)]  # type: ignore[union-attr]
+        if (of_input := _input_step(conv)) is not None:
             # A channel whose sums hardly ever move by one unit of the integers (its input is dead, say) has next to no sigma;
             # its unit would grow so coarse that the bias, a whole number of them, is lost. At most gamma / 8 is, like this.
-            sigma = np.maximum(sigma, 4 / _spread(bits[str(unpacked.inputs[0].name)]) * float(of_input) * step)  # type: ignore[union-attr]
+            sigma = np.maximum(sigma, 4 / _spread(width) * of_input * step)
         factor = gamma / sigma
         if (negative := factor < 0).any():
-            name = str(unpacked.inputs[0].name)  # type: ignore[union-attr]
-            if (codes[negative] == -(2 ** (bits[name] - 1))).any():
+            if (codes[negative] == -(2 ** (width - 1))).any():
                 continue
             codes = codes.copy()
             codes[negative] = -codes[negative]
-            del graph.initializers[name]
-            unpacked.replace_input_with(0, _constant(graph, name, codes))
+            _replace_codes(graph, unpacked, codes)
         bias = _numbers(conv.inputs[2]) if len(conv.inputs) > 2 else None
         bias = beta + ((0.0 if bias is None else bias) - mean) * factor
         step = np.maximum(step * np.abs(factor), np.finfo(np.float32).tiny).astype(np.float32)
@@ -234,21 +246,20 @@ def _hold_biases(graph: ir.Graph, bits: dict[str, int]) -> None:
     for node in graph:
         if node.op_type != "Conv" or len(node.inputs) < 3:
             continue
-        source, unpacked = (value.producer() if value is not None else None for value in node.inputs[:2])
-        if any(maker is None or maker.op_type != "DequantizeLinear" for maker in (source, unpacked)):
+        unpacked = node.inputs[1].producer()  # type: ignore[union-attr]
+        bias, of_input = _numbers(node.inputs[2]), _input_step(node)
+        if unpacked is None or unpacked.op_type != "DequantizeLinear" or bias is None or of_input is None:
             continue
-        bias, of_input = _numbers(node.inputs[2]), _numbers(source.inputs[1])  # type: ignore[union-attr]
-        codes, step = _numbers(unpacked.inputs[0]), _numbers(unpacked.inputs[1])  # type: ignore[union-attr]
-        if bias is None or of_input is None or codes is None or step is None:
+        codes, step = _numbers(unpacked.inputs[0]), _numbers(unpacked.inputs[1])
+        if codes is None or step is None:
             continue
-        name = str(unpacked.inputs[0].name)  # type: ignore[union-attr]
-        least = (_spread(bits[name]) * np.abs(bias.astype(np.float64)) / (float(of_input) * 2.0**30)).astype(np.float32)
+        width = bits[str(unpacked.inputs[0].name)]  # type: ignore[union-attr]
+        least = (_spread(width) * np.abs(bias.astype(np.float64)) / (of_input * 2.0**30)).astype(np.float32)
         if (small := step < least).any():
             codes, step = codes.copy(), np.maximum(step, least)
             codes[small] = 0
-            del graph.initializers[name]
-            unpacked.replace_input_with(0, _constant(graph, name, codes))  # type: ignore[union-attr]
-            unpacked.replace_input_with(1, _constant(graph, f"{node.name}.held", step))  # type: ignore[union-attr]
+            _replace_codes(graph, unpacked, codes)
+            unpacked.replace_input_with(1, _constant(graph, f"{node.name}.held", step))
 
 
 def _clip_codes(graph: ir.Graph) -> None:

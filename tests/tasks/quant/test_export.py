@@ -64,6 +64,14 @@ def outputs(path: Path, images: Tensor) -> np.ndarray:
     return export.session(path).run(None, {export.INPUT: images.numpy()})[0]
 
 
+def answers(model: nn.Module, images: Tensor, path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Calibrate and export a prepared model: what the file answers, and what the model does."""
+    calibrate(model, [images])
+    export.export(model, path, [images.numpy()])
+    with torch.no_grad():
+        return outputs(path, images), model(images).numpy()
+
+
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 @pytest.mark.parametrize("asymmetric", [False, True])
 def test_round_trip(bits: int, asymmetric: bool, tmp_path: Path) -> None:
@@ -119,12 +127,9 @@ def test_a_sum_that_goes_on_in_float_keeps_its_digits(tmp_path: Path) -> None:
     torch.manual_seed(0)
     images = torch.randn(64, 3, 16, 16)
     model = prepare(Transformer().eval(), weight_bits=8, act_bits=8)
-    calibrate(model, [images])
-    export.export(model, tmp_path / "model.onnx", [images.numpy()])
-    with torch.no_grad():
-        fake = model(images).numpy()
+    file, fake = answers(model, images, tmp_path / "model.onnx")
     spread = np.abs(fake - fake.mean(0)).mean()
-    assert np.abs(outputs(tmp_path / "model.onnx", images) - fake).mean() < 0.1 * spread
+    assert np.abs(file - fake).mean() < 0.1 * spread
 
 
 def test_negative_gamma(tmp_path: Path) -> None:
@@ -145,11 +150,8 @@ def test_channels_that_are_switched_off(tmp_path: Path) -> None:
             norm.weight.data[::2] = 1e-10 if "stem" in name else 0.0
             norm.bias.data += 0.5
     model = prepare(float_model, weight_bits=8, act_bits=8)
-    calibrate(model, [images])
-    export.export(model, tmp_path / "model.onnx", [images.numpy()])
-    with torch.no_grad():
-        fake = model(images).numpy()
-    assert np.abs(outputs(tmp_path / "model.onnx", images) - fake).mean() / np.abs(fake).mean() < 0.02
+    file, fake = answers(model, images, tmp_path / "model.onnx")
+    assert np.abs(file - fake).mean() / np.abs(fake).mean() < 0.02
 
 
 def test_channels_whose_input_is_dead(tmp_path: Path) -> None:
@@ -169,11 +171,8 @@ def test_channels_whose_input_is_dead(tmp_path: Path) -> None:
     second.running_mean[:4], second.running_var[:4] = 0.0, 0.0
     second.bias.data[:4] = torch.tensor([0.3, 0.7, 1.5, 3.0])
     model = prepare(float_model.eval(), weight_bits=4, act_bits=4)
-    calibrate(model, [images])
-    export.export(model, tmp_path / "model.onnx", [images.numpy()])
-    with torch.no_grad():
-        fake = model(images).numpy()
-    assert np.abs(outputs(tmp_path / "model.onnx", images) - fake).mean() / np.abs(fake).mean() < 0.15
+    file, fake = answers(model, images, tmp_path / "model.onnx")
+    assert np.abs(file - fake).mean() / np.abs(fake).mean() < 0.15
 
 
 def test_float_export(tmp_path: Path) -> None:
@@ -203,11 +202,8 @@ def test_a_layer_that_is_never_called(tmp_path: Path) -> None:
     torch.manual_seed(0)
     images = torch.randn(64, 3, 16, 16)
     model = prepare(Reads().eval(), weight_bits=8, act_bits=8)
-    calibrate(model, [images])
-    export.export(model, tmp_path / "model.onnx", [images.numpy()])
-    with torch.no_grad():
-        fake = model(images).numpy()
-    assert np.abs(outputs(tmp_path / "model.onnx", images) - fake).mean() / np.abs(fake).mean() < 0.02
+    file, fake = answers(model, images, tmp_path / "model.onnx")
+    assert np.abs(file - fake).mean() / np.abs(fake).mean() < 0.02
     stored = {i.name: i for i in onnx.load(tmp_path / "model.onnx").graph.initializer}
     assert not any(name.startswith("head") and "codes" in name for name in stored)
 
