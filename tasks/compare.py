@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -126,6 +127,7 @@ class Row:
         lr: factor on the suite's learning rate.
         weight_decay: factor on the suite's weight decay.
         part: of the batch that the second pass of an ascent sees, its first examples.
+        theirs: a class of pytorch-optimizer that takes ARSAM's place; `sampling` then only says that there is a rho.
     """
 
     name: str
@@ -138,6 +140,7 @@ class Row:
     lr: float = 1.0
     weight_decay: float = 1.0
     part: float = 1.0
+    theirs: str | None = None
 
 
 def accuracy(outputs: Tensor, labels: Tensor) -> tuple[float, int]:
@@ -226,12 +229,20 @@ ROWS = (
     Row("ae-sam", lambda run: GradientNorm(1.0, -1.0, run.total), rho_of="sam"),
     Row("budget-1.2", _even, lasting, share=0.2),
     *(Row(f"budget-{1 + share}", _even, lasting, share=share, rho_of="budget-1.2") for share in (0.05, 0.1, 0.4)),
-    Row("periodic-1.2", _even, share=0.2, rho_of="sam"),
-    Row("bernoulli-1.2", _random, share=0.2, rho_of="sam"),
-    Row("late-1.2", _late, share=0.2, rho_of="sam"),
     *(
-        Row(f"budget-{1 + share}-beta{beta}", _even, partial(Decayed, beta, horizon=None), share, "budget-1.2")
-        for share, beta in ((0.2, 0.8), (0.2, 1.0), (0.05, 0.9), (0.05, 0.98), (0.05, 1.0))
+        Row(f"{name}-{1 + share}", rule, share=share, rho_of="sam")
+        for share in (0.05, 0.1, 0.2, 0.4)
+        for name, rule in (("periodic", _even), ("bernoulli", _random), ("late", _late))
+    ),
+    Row("budget-1.2-beta1.0", _even, partial(Decayed, 1.0, horizon=None), share=0.2),
+    *(
+        Row(f"budget-{1 + share}-beta{beta}", _even, partial(Decayed, beta, horizon=None), share, rho_of)
+        for share, beta, rho_of in (
+            (0.2, 0.8, "budget-1.2"),
+            (0.05, 0.9, "budget-1.2"),
+            (0.05, 0.98, "budget-1.2"),
+            (0.05, 1.0, "budget-1.2-beta1.0"),
+        )
     ),
     Row("budget-1.2-short", _even, Decayed, share=0.2, rho_of="budget-1.2"),
     Row("control-reversed", _even, lambda: Reversed("auto", horizon=None), share=0.2, rho_of="budget-1.2"),
@@ -243,6 +254,10 @@ ROWS = (
     Row("sam-half-batch", lambda run: Always(), rho_of="sam", part=0.5),
     Row("base-decay-x4", weight_decay=4.0),
     Row("base-lr-x2", lr=2.0),
+    *(
+        Row(f"pytorch-optimizer-{name}", lambda run: Always(), rho_of="sam", theirs=name)
+        for name in ("SAM", "GSAM", "WSAM", "FriendlySAM", "LookSAM")
+    ),
 )
 
 
@@ -419,7 +434,42 @@ def _optimizer(suite: Suite, row: Row, model: nn.Module, rho: float, rule: Sampl
     base = suite.base(suite.groups(model), lr=suite.lr * row.lr, weight_decay=suite.weight_decay * row.weight_decay)
     if rule is None:
         return base
+    if row.theirs is not None:
+        return _theirs(suite, row, model, rho, base)
     return ARSAM(base, rho=rho, adaptive=row.adaptive, sampling=rule, reuse=row.reuse(), model=model)
+
+
+def _theirs(suite: Suite, row: Row, model: nn.Module, rho: float, base: Optimizer) -> Optimizer:
+    """An optimizer of pytorch-optimizer, its own settings at their defaults, save LookSAM's k, which is 5 as in ours.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    try:
+        import pytorch_optimizer
+    except ImportError as e:
+        raise UserError(f"row {row.name}: pytorch-optimizer is not installed (pip install pytorch-optimizer)") from e
+    kind = getattr(pytorch_optimizer, str(row.theirs))
+    if row.theirs == "GSAM":
+        constant = SimpleNamespace(step=lambda: rho)
+        return kind(base.param_groups, base, model, rho_scheduler=constant)
+    settings = {"lr": suite.lr * row.lr, "weight_decay": suite.weight_decay * row.weight_decay}
+    if row.theirs == "WSAM":
+        return kind(model, suite.groups(model), suite.base, rho=rho, **settings)
+    if row.theirs == "LookSAM":
+        settings["k"] = 5
+    return kind(suite.groups(model), suite.base, rho=rho, **settings)
+
+
+def _step(row: Row, optimizer: Any, closure: Callable[[], Tensor]) -> Tensor:
+    """One step, which returns the loss before it."""
+    if row.theirs == "GSAM":
+        return optimizer.step(lambda: (None, torch.enable_grad()(closure)().detach()))[1]
+    if row.theirs in ("SAM", "FriendlySAM", "LookSAM"):  # their step() does the second pass only
+        loss = closure()
+        optimizer.step(closure)
+        return loss
+    return optimizer.step(closure)
 
 
 def train(
@@ -459,6 +509,7 @@ def train(
     order = torch.Generator().manual_seed(seed)
     rates: list[float] = []
     losses = torch.zeros((), device=x.device)
+    passes = 0
     start, cpu = time.perf_counter(), time.process_time()
     for step in range(total):
         if step % per_epoch == 0:
@@ -469,14 +520,15 @@ def train(
         sizes = iter((len(labels), round(row.part * len(labels))))
 
         def closure(inputs: Tensor = inputs, labels: Tensor = labels, sizes: Iterator[int] = sizes) -> Tensor:
+            nonlocal passes
+            passes += 1
             size = next(sizes)
             optimizer.zero_grad()
             loss = suite.loss(model(inputs[:size]), labels[:size])
             loss.backward()
             return loss
 
-        loss: Any = optimizer.step(closure)  # type: ignore[arg-type]
-        losses += loss.detach()
+        losses += _step(row, optimizer, closure).detach()
         schedule.step()
         if isinstance(optimizer, ARSAM) and isinstance(optimizer.sampling, Adaptive) and (step + 1) % per_epoch == 0:
             rates.append(optimizer.sampling.rate)
@@ -485,13 +537,12 @@ def train(
     if x.device.type == "cuda":
         torch.cuda.synchronize()
     seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
-    stats = optimizer.stats if isinstance(optimizer, ARSAM) else {"steps": total, "ascents": 0, "passes_per_step": 1.0}
     return model, {
         suite.metric: _score(suite, model, *data[split]),
         "training_loss": losses.item() / per_epoch,  # of the last epoch, on the noisy labels
-        "steps": stats["steps"],
-        "ascents": stats["ascents"],
-        "passes_per_step": stats["passes_per_step"],
+        "steps": total,
+        "ascents": passes - total,
+        "passes_per_step": passes / total,
         "seconds": seconds,
         "cpu_seconds": cpu,
         "rate": rates,  # S of the adaptive rule after each epoch
@@ -522,7 +573,7 @@ def memory(suite: Suite, row: Row, data: Data) -> float:
             return loss
 
         for _ in range(4):
-            optimizer.step(closure)  # type: ignore[arg-type]
+            _step(row, optimizer, closure)
     return live.peak / 1e6
 
 
@@ -590,7 +641,11 @@ def compare(
     for seed in range(seeds):
         for row in rows:
             path = out / "runs" / f"{row.name}-{seed}.json"
+            rho = None if row.sampling is None else radius[row.name]
             if path.exists():
+                before = json.loads(path.read_text())["rho"]
+                if before != rho:
+                    raise UserError(f"{path}: has rho {before}, the one chosen is {rho}; delete it or name another --out")
                 continue
             if row.name not in megabytes:
                 megabytes[row.name] = memory(suite, row, data)
@@ -599,12 +654,7 @@ def compare(
                 model = json.loads((out / "runs" / f"{share}-{seed}.json").read_text())
                 share = model["ascents"] / model["steps"]
             _, result = train(suite, row, data, seed, radius[row.name], share)
-            names = {
-                "suite": suite.name,
-                "row": row.name,
-                "seed": seed,
-                "rho": None if row.sampling is None else radius[row.name],
-            }
+            names = {"suite": suite.name, "row": row.name, "seed": seed, "rho": rho}
             log.write_json(path, {**names, **result, "peak_memory_mb": megabytes[row.name]})
             print(f"seed {seed}  {row.name:24} {_run_line(suite, result)}", flush=True)
         tables.write(suite, out)
@@ -627,24 +677,34 @@ def _chosen(suite: Suite, only: list[str] | None) -> list[Row]:
 
 
 def _tuned(suite: Suite, row: Row, data: Data, out: Path) -> float:
-    """The candidate of rho with the best mean metric on the held-out images; the smallest of equals."""
-    candidates = [rho * row.rho_scale for rho in suite.rhos]
+    """The candidate of rho with the best mean metric on the held-out images; the smallest of equals.
+
+    Where that is the smallest or the largest candidate, half or twice of it is tried too, up to three times.
+    """
+    candidates = sorted(rho * row.rho_scale for rho in suite.rhos)
     if row.sampling is None or len(candidates) == 1:
         return candidates[0]
-    if isinstance(row.share, str):
+    share = row.share
+    if isinstance(share, str):
         raise ValueError(f"row {row.name}: with a share of another row, rho_of must name a row too")
-    scores: dict[float, float] = {}
-    for rho in candidates:
+
+    def score(rho: float) -> float:
         found: list[float] = []
         for seed in range(1000, 1000 + suite.tune_seeds):  # seeds of their own
             path = out / "tune" / f"{row.name}-rho{rho:g}-{seed}.json"
             if not path.exists():
-                _, result = train(suite, row, data, seed, rho, row.share, split="val")
+                _, result = train(suite, row, data, seed, rho, share, split="val")
                 log.write_json(path, {"suite": suite.name, "row": row.name, "seed": seed, "rho": rho, **result})
                 print(f"held out  {row.name:24} rho {rho:<5g} {_run_line(suite, result)}", flush=True)
             found.append(json.loads(path.read_text())[suite.metric])
-        scores[rho] = statistics.fmean(found)
-    return max(candidates, key=lambda rho: (scores[rho], -rho))
+        return statistics.fmean(found)
+
+    while True:
+        scores = {rho: score(rho) for rho in sorted(candidates)}
+        best = max(scores, key=lambda rho: (scores[rho], -rho))
+        if len(scores) == len(suite.rhos) + 3 or best not in (min(scores), max(scores)):
+            return best
+        candidates.append(best / 2 if best == min(scores) else 2 * best)
 
 
 def _run_line(suite: Suite, result: dict[str, Any]) -> str:

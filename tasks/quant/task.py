@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
@@ -29,6 +29,7 @@ class QuantTask(LowBit):
         skip_broken: leave out the pictures that cannot be read, which are listed, instead of stopping at the first; reads
             every picture once, before training.
         model: a timm model.
+        model_args: what timm.create_model gets besides, such as {"drop_path_rate": 0.1}.
         classes: number of classes.
         stem: "model" leaves the first layers alone; "small" gives a resnet a 3x3 convolution of stride 1 and no pooling.
         side: of the crops, in pixels.
@@ -45,6 +46,7 @@ class QuantTask(LowBit):
     limit: int | None = None
     skip_broken: bool = False
     model: str = "resnet18"
+    model_args: dict[str, Any] = field(default_factory=dict)
     classes: int = 10
     stem: Literal["model", "small"] = "model"
     side: int = 32
@@ -119,13 +121,19 @@ class QuantTask(LowBit):
             raise UserError(
                 f"task.model: timm knows no model {self.model}" + (f"; did you mean {', '.join(close)}?" if close else "")
             )
-        model: Any = timm.create_model(self.model, num_classes=self.classes)
+        try:
+            model: Any = timm.create_model(self.model, num_classes=self.classes, **self.model_args)
+        except TypeError as e:
+            raise UserError(f"task.model_args: {self.model} does not take {self.model_args}: {e}") from e
         if self.stem == "small":
-            if not (hasattr(model, "conv1") and hasattr(model, "maxpool")):
-                raise UserError(f'task.stem: "small" is for resnets, {self.model} has no conv1 and maxpool')
-            model.conv1 = nn.Conv2d(3, model.conv1.out_channels, 3, padding=1, bias=False)
-            nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
-            model.maxpool = nn.Identity()
+            # ResNets have conv1 and maxpool, those of the second version a stem of conv and pool.
+            first, convolution, pool = (model.stem, "conv", "pool") if hasattr(model, "stem") else (model, "conv1", "maxpool")
+            if not (hasattr(first, convolution) and hasattr(first, pool)):
+                raise UserError(f'task.stem: "small" is for resnets, {self.model} has no {convolution} and {pool}')
+            conv = nn.Conv2d(3, getattr(first, convolution).out_channels, 3, padding=1, bias=False)
+            nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+            setattr(first, convolution, conv)
+            setattr(first, pool, nn.Identity())
         return model
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from arsam import functional
-from arsam.sampling import Budget
+from arsam.sampling import Always, Budget
 from tasks import compare, tables
 from tasks.base import UserError
 from tasks.compare import ROWS, RandomVector, Reversed, Row, Suite
@@ -122,6 +122,12 @@ def test_other_settings_are_refused(folder: Path) -> None:
     """Runs of two kinds in one table would be compared. Errors name the folder and the way out."""
     with pytest.raises(UserError, match=r"rhos was \[0.1, 0.2\], is \[0.3\]; name another --out"):
         compare.compare(TOY, folder, 2, CPU, rho=0.3)
+    path = folder / "runs/sam-1.json"
+    text = path.read_text()
+    path.write_text(json.dumps({**json.loads(text), "rho": 0.7}))
+    with pytest.raises(UserError, match=r"sam-1.json: has rho 0.7, the one chosen is 0\.[12]; delete it"):
+        compare.compare(TOY, folder, 2, CPU)
+    path.write_text(text)
     with pytest.raises(UserError, match="no row of the suite toy"):
         compare.compare(TOY, folder, 2, CPU, only=["adam"])
 
@@ -154,6 +160,34 @@ def test_memory_grows_with_what_is_kept() -> None:
     parameters = 4e-6 * sum(p.numel() for p in TOY.network().parameters())
     assert base > 3 * parameters, "weights, momentum and gradients"
     assert base < periodic < budget
+
+
+def test_rho_beyond_the_candidates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A best candidate at the edge is no best one yet. Kills: a search that stops at the edge, one that never stops."""
+
+    def trained(*args: Any, split: str) -> Any:
+        assert split == "val"
+        return None, {"accuracy": target[0] - abs(math.log(args[4] / target[1])), "passes_per_step": 2.0, "seconds": 0.0}
+
+    monkeypatch.setattr(compare, "train", trained)
+    row = {row.name: row for row in ROWS}["sam"]
+    for name, best, found in (("inside", 0.11, 0.1), ("above", 0.5, 0.4), ("below", 0.03, 0.025), ("far", 50.0, 1.6)):
+        target = (0.5, best)
+        (tmp_path / name / "tune").mkdir(parents=True)
+        assert compare._tuned(TOY, row, data(), tmp_path / name) == pytest.approx(found)
+
+
+@pytest.mark.parametrize("name", ["SAM", "GSAM", "WSAM", "FriendlySAM", "LookSAM"])
+def test_the_sam_family_of_another_package(name: str) -> None:
+    """Two passes on every step, and the learning rate that ours gets. Kills: a first pass left out, a base without momentum."""
+    pytest.importorskip("pytorch_optimizer", reason="pytorch-optimizer is not installed")
+    row = {row.name: row for row in ROWS}[f"pytorch-optimizer-{name}"]
+    model, result = compare.train(TOY, row, data(), 0, 0.1, 0.0)
+    assert result["passes_per_step"] == 2.0
+    if name == "SAM":
+        ours, _ = compare.train(TOY, Row("sam", lambda run: Always()), data(), 0, 0.1, 0.0)
+        for a, b in zip(model.parameters(), ours.parameters(), strict=True):
+            torch.testing.assert_close(a, b)
 
 
 def test_interval_and_noise() -> None:

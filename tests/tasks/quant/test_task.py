@@ -119,12 +119,21 @@ def test_small_stem() -> None:
     assert model.maxpool(model.conv1(torch.zeros(1, 3, 32, 32))).shape == (1, 64, 32, 32)
 
 
+def test_wide_resnet() -> None:
+    """WRN-28-10 (arXiv 1605.07146) by timm's own arguments: 36.5 M parameters, 8x8 places before the classifier."""
+    size: dict[str, Any] = {"layers": (4, 4, 4), "channels": (160, 320, 640), "stem_chs": 16}
+    model: Any = QuantTask(root=DIGITS, model="resnetv2_18", model_args=size, stem="small").build()
+    assert sum(p.numel() for p in model.parameters()) == pytest.approx(36.5e6, rel=2e-3)
+    assert model.forward_features(torch.zeros(1, 3, 32, 32)).shape == (1, 640, 8, 8)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"model": "resent18"}, "timm knows no model resent18"),
         ({"weight_bits": 4}, "give both"),
         ({"stem": "small", "model": "test_vit"}, "is for resnets"),
+        ({"model_args": {"depth": 3}}, r"does not take \{'depth': 3\}: .*'depth'"),
         ({"weight_bits": 4, "act_bits": 4, "layers": {"nothing.*": None}}, "no layer's name fits"),
         ({"distill": 0.5}, "needs task.teacher"),
     ],
