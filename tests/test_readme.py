@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -118,3 +119,14 @@ def test_the_results_are_those_of_the_records() -> None:
     """Kills: a table edited by hand, or records without `python tools/bench.py readme` after them."""
     assert "<!-- results: " in README
     assert tables.readme(README, Path(__file__).parent.parent / "benchmarks") == README
+
+
+def test_the_records_keep_what_a_budget_promises() -> None:
+    """Passes per step to within one step on every recorded run. Kills: a record of other rules than its name says."""
+    paths = list((Path(__file__).parent.parent / "benchmarks").glob("*/runs/budget-*.json"))
+    assert len(paths) > 50
+    for path in paths:
+        run = json.loads(path.read_text())
+        share = float(run["row"].split("-")[1]) - 1
+        assert abs(run["ascents"] - share * run["steps"]) <= 1, path
+        assert run["passes_per_step"] == pytest.approx(1 + run["ascents"] / run["steps"]), path
