@@ -562,6 +562,7 @@ def memory(suite: Suite, row: Row, data: Data) -> float:
     if rule is not None and not isinstance(rule, (Always, Adaptive)):
         rule = Periodic(2)
     x, y = (part[: suite.batch_size] for part in data["train"])
+    suite.network()  # what it keeps for later calls, such as a trained float network, is not the row's
     with Live() as live:
         model = suite.network().to(x.device).train()
         optimizer = _optimizer(suite, row, model, 0.1, rule)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from arsam import functional
 from arsam.sampling import Always, Budget
@@ -160,6 +162,13 @@ def test_memory_grows_with_what_is_kept() -> None:
     parameters = 4e-6 * sum(p.numel() for p in TOY.network().parameters())
     assert base > 3 * parameters, "weights, momentum and gradients"
     assert base < periodic < budget
+    made: list[torch.Tensor] = []
+
+    def network() -> nn.Module:
+        made.append(torch.zeros(0 if made else 10**8))
+        return TOY.network()
+
+    assert compare.memory(replace(TOY, network=network), rows["base"], data()) == base, "of the first call alone"
 
 
 def test_rho_beyond_the_candidates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
