@@ -220,9 +220,9 @@ ROWS = (
     Row("asam", lambda run: Always(), adaptive=True, rho_scale=4.0),
     Row("arsam", _adaptive, Decayed),
     Row("arsam-log", partial(_adaptive, estimator="log"), Decayed),
-    Row("periodic-arsam", _even, share="arsam", rho_of="sam"),
-    Row("bernoulli-arsam", _random, share="arsam", rho_of="sam"),
-    Row("late-arsam", _late, share="arsam", rho_of="sam"),
+    Row("periodic-arsam", _even, share="arsam", rho_of="periodic-1.2"),
+    Row("bernoulli-arsam", _random, share="arsam", rho_of="periodic-1.2"),
+    Row("late-arsam", _late, share="arsam", rho_of="periodic-1.2"),
     Row("periodic-arsam-reuse", _even, lasting, share="arsam", rho_of="arsam"),
     Row("bernoulli-arsam-reuse", _random, lasting, share="arsam", rho_of="arsam"),
     Row("looksam", lambda run: Periodic(5), Orthogonal),
@@ -230,7 +230,7 @@ ROWS = (
     Row("budget-1.2", _even, lasting, share=0.2),
     *(Row(f"budget-{1 + share}", _even, lasting, share=share, rho_of="budget-1.2") for share in (0.05, 0.1, 0.4)),
     *(
-        Row(f"{name}-{1 + share}", rule, share=share, rho_of="sam")
+        Row(f"{name}-{1 + share}", rule, share=share, rho_of=None if (name, share) == ("periodic", 0.2) else "periodic-1.2")
         for share in (0.05, 0.1, 0.2, 0.4)
         for name, rule in (("periodic", _even), ("bernoulli", _random), ("late", _late))
     ),

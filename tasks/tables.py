@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from tasks.compare import Suite
 
 TITLES = {
-    "base": "SGD",
+    "base": "SGD (lspet: AdamW)",
     "sam": "SAM",
     "arsam": "ARSAM, the published rule",
     "looksam": "LookSAM, every 5th step",
@@ -23,7 +23,9 @@ TITLES = {
     "bernoulli-1.2": "SAM on random steps, no reuse",
     "late-1.2": "SAM on the last fifth of the steps",
     "budget-1.05": "ARSAM, `Budget(1.05)`",
+    "budget-1.1": "ARSAM, `Budget(1.1)`",
     "budget-1.2": "ARSAM, `Budget(1.2)`",
+    "budget-1.4": "ARSAM, `Budget(1.4)`",
     "budget-1.2-beta1.0": "ARSAM, `Budget(1.2)`, no decay",
 }
 _BLOCK = re.compile(r"(<!-- results: (.+?) -->\n).*?(<!-- /results -->)", re.DOTALL)
@@ -187,8 +189,13 @@ def _answers(suites: dict[str, Runs]) -> str:
     for row, title in (("arsam", "The published rule"), ("budget-1.2", "`Budget(1.2)`")):
         questions.append((f"{title} is within SAM's interval or above it", row, "sam", False))
         rivals = [(f"{rival}-{row.removeprefix('budget-')}", f"as many {name} ascents") for rival, name in at_arsam]
-        rivals += [("looksam", "LookSAM")] if row == "budget-1.2" else []
         questions += [(f"{title} beats {name}", row, rival, True) for rival, name in rivals]
+    questions += [
+        ("`Budget(1.2)` beats LookSAM", "budget-1.2", "looksam", True),
+        ("`Budget(1.2)` without decay is within SAM's interval or above it", "budget-1.2-beta1.0", "sam", False),
+        ("`Budget(1.2)` without decay beats LookSAM", "budget-1.2-beta1.0", "looksam", True),
+        ("`Budget(1.05)` is within SAM's interval or above it", "budget-1.05", "sam", False),
+    ]
     for question, row, rival, beats in questions:
         rows.append([question, *(_answer(runs, row, rival, beats) for runs in suites.values())])
     return _markdown(rows)
