@@ -19,7 +19,7 @@ from tasks import compare, tables
 from tasks.base import UserError
 from tasks.compare import ROWS, RandomVector, Reversed, Row, Suite
 
-NAMES = ("base", "sam", "arsam", "periodic-arsam", "budget-1.2", "control-random")
+NAMES = ("base", "sam", "arsam", "periodic-arsam", "budget-1.2", "periodic-1.2", "control-random")
 NO_ASCENT = Row("no-ascent", lambda run: Budget(1.0, run.total), rho_of="sam")
 
 
