@@ -23,9 +23,7 @@ TITLES = {
     "bernoulli-1.2": "SAM on random steps, no reuse",
     "late-1.2": "SAM on the last fifth of the steps",
     "budget-1.05": "ARSAM, `Budget(1.05)`",
-    "budget-1.1": "ARSAM, `Budget(1.1)`",
     "budget-1.2": "ARSAM, `Budget(1.2)`",
-    "budget-1.4": "ARSAM, `Budget(1.4)`",
     "budget-1.2-beta1.0": "ARSAM, `Budget(1.2)`, no decay",
 }
 _BLOCK = re.compile(r"(<!-- results: (.+?) -->\n).*?(<!-- /results -->)", re.DOTALL)
@@ -155,7 +153,8 @@ def readme(text: str, folder: Path) -> str:
     def filled(block: re.Match[str]) -> str:
         names = block[2].split()
         lines = {name: json.loads((folder / name / "table.json").read_text()) for name in names}
-        return f"{block[1]}{_beside(lines)}\n\n{_answers({name: _runs(folder / name) for name in names})}\n{block[3]}"
+        answers = _answers({name: _runs(folder / name) for name in names})
+        return "\n\n".join([block[1] + _beside(lines), answers, *_costs(lines)]) + f"\n{block[3]}"
 
     return _BLOCK.sub(filled, text)
 
@@ -175,6 +174,24 @@ def _beside(suites: dict[str, list[dict[str, Any]]]) -> str:
     shown = [[line["seeds"] for line in table if line["row"] in TITLES] for table in suites.values()]
     rows.append(["seeds", *(f"{min(x)}" if min(x) == max(x) else f"{min(x)} to {max(x)}" for x in shown)])
     return _markdown(rows)
+
+
+def _costs(suites: dict[str, list[dict[str, Any]]]) -> list[str]:
+    """For each suite that has them all: `Budget` and its rivals without reuse, a row each, a column per passes per step."""
+    rules = {
+        "budget": "ARSAM, `Budget`",
+        "periodic": "evenly spaced, no reuse",
+        "bernoulli": "random, no reuse",
+        "late": "late",
+    }
+    costs = ("1.05", "1.1", "1.2", "1.4")
+    texts: list[str] = []
+    for name, lines in suites.items():
+        by_row = {line["row"]: _percent((_metric(line), line["half"])) for line in lines}
+        rows = [[title, *(by_row.get(f"{rule}-{cost}", "") for cost in costs)] for rule, title in rules.items()]
+        if all(cell for row in rows for cell in row):
+            texts.append(_markdown([[f"{name}, passes per step", *costs], *rows]))
+    return texts
 
 
 def _metric(line: dict[str, Any]) -> float:

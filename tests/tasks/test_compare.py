@@ -232,3 +232,16 @@ def test_answers(tmp_path: Path) -> None:
     assert answers["The published rule beats as many late ascents"] == "not run"
     assert answers["SAM"] == "60.00 ± 10.00 at 1.50"
     assert tables.readme(text, tmp_path) == text
+
+
+def test_costs() -> None:
+    """A column per cost, and nothing for a suite that lacks one. Kills: cells of another cost or rule."""
+    rules, costs = ("budget", "periodic", "bernoulli", "late"), ("1.05", "1.1", "1.2", "1.4")
+    lines = [
+        {"row": f"{rule}-{cost}", "accuracy": 0.1 * i + 0.01 * j, "half": math.nan}
+        for i, rule in enumerate(rules)
+        for j, cost in enumerate(costs)
+    ]
+    (text,) = tables._costs({"whole": lines, "half": lines[:-1]})
+    assert text.splitlines()[0] == "| whole, passes per step | 1.05 | 1.1 | 1.2 | 1.4 |"
+    assert text.splitlines()[3].endswith("no reuse | 10.00 | 11.00 | 12.00 | 13.00 |")
