@@ -682,7 +682,7 @@ def _tuned(suite: Suite, row: Row, data: Data, out: Path) -> float:
 
     Where that is the smallest or the largest candidate, half or twice of it is tried too, up to three times.
     """
-    candidates = sorted(rho * row.rho_scale for rho in suite.rhos)
+    candidates = [rho * row.rho_scale for rho in suite.rhos]
     if row.sampling is None or len(candidates) == 1:
         return candidates[0]
     share = row.share
@@ -700,12 +700,13 @@ def _tuned(suite: Suite, row: Row, data: Data, out: Path) -> float:
             found.append(json.loads(path.read_text())[suite.metric])
         return statistics.fmean(found)
 
+    scores: dict[float, float] = {}
     while True:
-        scores = {rho: score(rho) for rho in sorted(candidates)}
+        scores |= {rho: score(rho) for rho in candidates}
         best = max(scores, key=lambda rho: (scores[rho], -rho))
         if len(scores) == len(suite.rhos) + 3 or best not in (min(scores), max(scores)):
             return best
-        candidates.append(best / 2 if best == min(scores) else 2 * best)
+        candidates = [best / 2 if best == min(scores) else 2 * best]
 
 
 def _run_line(suite: Suite, result: dict[str, Any]) -> str:

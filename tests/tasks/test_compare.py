@@ -165,7 +165,7 @@ def test_memory_grows_with_what_is_kept() -> None:
     made: list[torch.Tensor] = []
 
     def network() -> nn.Module:
-        made.append(torch.zeros(0 if made else 10**8))
+        made.append(torch.zeros(0 if made else 10**6))
         return TOY.network()
 
     assert compare.memory(replace(TOY, network=network), rows["base"], data()) == base, "of the first call alone"
