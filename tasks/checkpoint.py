@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from tasks import folder
-from tasks.base import UserError
+from tasks.errors import UserError
 
 
 class _Ignored:

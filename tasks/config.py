@@ -25,7 +25,8 @@ from torch.optim import Optimizer
 
 import arsam
 from tasks import schedule as schedules
-from tasks.base import Task, UserError
+from tasks.errors import UserError
+from tasks.task import Task
 
 
 class Epochs(int):

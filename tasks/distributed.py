@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from tasks.base import UserError
+from tasks.errors import UserError
 
 T = TypeVar("T")
 

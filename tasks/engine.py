@@ -25,9 +25,10 @@ from tqdm import tqdm
 
 from arsam import ARSAM, functional, scaled_step
 from tasks import checkpoint, distributed, folder, log
-from tasks.base import Batch, UserError
 from tasks.config import Config, describe, in_steps
+from tasks.errors import UserError
 from tasks.loading import Batches, loader
+from tasks.task import Batch
 
 
 @dataclass

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from tasks.base import UserError
+from tasks.errors import UserError
 
 # A lock lasts as long as any process has its descriptor open: a loader's worker must not keep it from a run that is resumed.
 _locks: set[int] = set()

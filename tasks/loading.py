@@ -12,8 +12,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from tasks import distributed
-from tasks.base import Batch
 from tasks.config import Config
+from tasks.task import Batch
 
 
 def loader(data: Dataset[Any], config: Config, device: torch.device, **batching: Any) -> DataLoader[Batch]:

@@ -14,7 +14,7 @@ import torch
 
 import arsam
 from tasks import folder
-from tasks.base import UserError
+from tasks.errors import UserError
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -11,10 +11,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image
+from torch import Tensor
 
 from tasks import distributed
-from tasks.base import UserError
+from tasks.errors import UserError
 
 # Pillow warns of a header that promises more than 89 million pixels, and refuses twice that. A few kilobytes can unpack to
 # gigabytes: the warning is enough to refuse.
@@ -90,3 +92,13 @@ def inside(folder: Path, name: Any, source: Path) -> Path:
     if not isinstance(name, str) or not name or Path(name).is_absolute() or ".." in Path(name).parts or "\0" in name:
         raise UserError(f"{source}: file_name {name!r} must name a file below {folder}")
     return folder / name
+
+
+# ImageNet's mean and standard deviation in RGB, 0 to 255: what timm's and mmpose's weights are trained with
+_MEAN = 255 * torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
+_STD = 255 * torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
+
+
+def normalised(images: Tensor) -> Tensor:
+    """uint8 RGB [B, 3, h, w] as the network takes it."""
+    return (images.float() - _MEAN.to(images.device)) / _STD.to(images.device)

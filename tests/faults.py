@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 
 from tasks import checkpoint, engine, log
-from tasks.base import UserError
+from tasks.errors import UserError
 from tests.tasks import toy
 
 CONFIG = dataclasses.replace(toy.config, epochs=3, ema=0.9)

@@ -28,7 +28,7 @@ from PIL import Image
 
 from tasks import checkpoint, engine
 from tasks import config as configs
-from tasks.base import UserError
+from tasks.errors import UserError
 from tasks.pose import sample
 from tasks.pose.task import PoseTask
 from tests.tasks import toy

@@ -20,7 +20,7 @@ from torch import nn
 
 import arsam
 from arsam import ARSAM, sampling
-from tasks import tables
+from benchmarks.compare import tables
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 SECTION = README.split("## In your loop")[1].split("## What it does")[0]

@@ -1,4 +1,4 @@
-"""Imports go one way: arsam <- tasks <- configs <- tools; arsam needs torch and the standard library alone."""
+"""Imports go one way: arsam <- tasks <- configs <- benchmarks <- tools; arsam needs torch and the standard library alone."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-LAYERS = ["arsam", "tasks", "configs", "tools"]
+LAYERS = ["arsam", "tasks", "configs", "benchmarks", "tools"]
 
 
 def imported(path: Path) -> set[str]:

@@ -18,12 +18,13 @@ from torch import Tensor, nn
 from torch.optim import SGD
 
 from arsam import ARSAM, reuse, sampling
-from tasks import compare as suites
-from tasks import log, tables
-from tasks.base import UserError
-from tasks.memory import Live
+from benchmarks.compare import study as suites
+from benchmarks.compare import tables
+from benchmarks.speed.memory import Live
+from tasks import log
+from tasks.classification.task import Classification
+from tasks.errors import UserError
 from tasks.quant.calibrate import calibrate
-from tasks.quant.task import QuantTask
 
 Step = Callable[[], object]
 Closure = Callable[[], Tensor]
@@ -245,7 +246,7 @@ def quant(arguments: argparse.Namespace) -> None:
     device = cli.device(arguments.device)
     batch, labels = torch.randn(32, 3, 32, 32, device=device), torch.randint(10, (32,), device=device)
     records: list[dict[str, Any]] = []
-    for task in (QuantTask(), QuantTask(stem="small"), QuantTask(model="mobilenetv2_100")):
+    for task in (Classification(), Classification(stem="small"), Classification(model="mobilenetv2_100")):
         task = replace(task, weight_bits=4, act_bits=4)
         torch.manual_seed(0)
         model = replace(task, weight_bits=None, act_bits=None).build()

@@ -15,7 +15,7 @@ import torch
 
 from tasks import config as configs
 from tasks import distributed
-from tasks.base import UserError
+from tasks.errors import UserError
 
 _OVERRIDE = re.compile(r"[A-Za-z_][\w.]*=")
 

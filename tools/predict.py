@@ -9,7 +9,7 @@ import cli
 import numpy as np
 
 from tasks import checkpoint, folder, log
-from tasks.base import UserError
+from tasks.errors import UserError
 from tasks.pose import draw
 from tasks.pose.data import KEYPOINTS, Person, detected_people, read_json, read_picture
 from tasks.pose.task import PoseTask

@@ -8,7 +8,7 @@ from pathlib import Path
 import cli
 
 from tasks import distributed, folder, log
-from tasks.base import UserError
+from tasks.errors import UserError
 from tasks.quant import report, stages
 
 DEFAULT = Path(os.path.relpath(Path(__file__).parent.parent / "configs/quant/resnet18_w4a4_arsam.py"))

@@ -159,5 +159,5 @@ def _rule(module: ModuleType, config: dict[str, Any] | None) -> Any:
 
 
 def _is_rule(x: Any, module: ModuleType) -> bool:
-    own = isinstance(x, type) and x.__module__ == module.__name__
+    own = isinstance(x, type) and x.__module__.startswith(module.__name__)
     return own and not x.__name__.startswith("_") and not getattr(x, "_is_protocol", False)

@@ -10,12 +10,12 @@ from functools import partial
 
 from torch.optim import SGD
 
+from tasks.classification.data import DIGITS
+from tasks.classification.task import Classification
 from tasks.config import Config
-from tasks.quant.data import DIGITS
-from tasks.quant.task import QuantTask
 from tasks.schedule import cosine
 
-task = QuantTask(root="data/cifar10", model="resnet18", stem="small", cutout=16, label_smoothing=0.1)
+task = Classification(root="data/cifar10", model="resnet18", stem="small", cutout=16, label_smoothing=0.1)
 config = Config(
     task=task,
     optimizer=partial(SGD, lr=0.05, momentum=0.9, weight_decay=1e-3),

@@ -11,12 +11,12 @@ from functools import partial
 
 from torch.optim import SGD
 
+from tasks.classification.data import DIGITS
+from tasks.classification.task import Classification
 from tasks.config import Config, Epochs
-from tasks.quant.data import DIGITS
-from tasks.quant.task import QuantTask
 from tasks.schedule import cosine
 
-task = QuantTask(root="data/imagenet", model="resnet18", classes=1000, side=224, weight_bits=4, act_bits=4)
+task = Classification(root="data/imagenet", model="resnet18", classes=1000, side=224, weight_bits=4, act_bits=4)
 sgd = partial(SGD, lr=0.1, momentum=0.9, weight_decay=1e-4)
 config = Config(
     task=task,

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from tasks import pictures
-from tasks.base import UserError
+from tasks.errors import UserError
 from tasks.pose import transforms
 from tasks.pose.codec import Codec
 from tasks.pose.transforms import Augmentation

@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from tasks import checkpoint
-from tasks.base import UserError
+from tasks.errors import UserError
 
 # mmpose's prefixes and ours, of the two networks; the backbones' names are timm's.
 _HEATMAP = {"head.final_layer.": "head."}

@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tasks import checkpoint, distributed, folder, log
-from tasks.base import Batch, UserError
 from tasks.config import data_path
+from tasks.errors import UserError
 from tasks.loading import Seeded
+from tasks.pictures import normalised
 from tasks.pose import draw, evaluate, sample, transforms
 from tasks.pose.codec import Codec, Heatmap
 from tasks.pose.data import (
@@ -32,7 +33,8 @@ from tasks.pose.data import (
 )
 from tasks.pose.model import HeatmapHRNet
 from tasks.pose.transforms import Augmentation
-from tasks.quant.lowbit import LowBit, has_quantizers, normalised
+from tasks.quant.lowbit import LowBit, has_quantizers
+from tasks.task import Batch
 
 _TILE = (192, 256)  # of a contact sheet
 _WHOLE = 6  # labelled joints of a person who may stand on it, if there is one

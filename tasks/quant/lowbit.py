@@ -8,11 +8,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-import torch
 from torch import Tensor, nn
 
 from tasks import checkpoint
-from tasks.base import UserError
+from tasks.errors import UserError
 from tasks.quant.prepare import QuantLayer, canonicalise, parameter_groups, prepare
 from tasks.quant.sharpness import AfterRounding
 
@@ -101,13 +100,3 @@ class LowBit(ABC):
 def has_quantizers(state: dict[str, Any]) -> bool:
     """Is it the state_dict of a fake-quantized model?"""
     return any(".weight_quantizer." in key for key in state)
-
-
-# ImageNet's mean and standard deviation in RGB, 0 to 255: what timm's and mmpose's weights are trained with
-_MEAN = 255 * torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
-_STD = 255 * torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
-
-
-def normalised(images: Tensor) -> Tensor:
-    """uint8 RGB [B, 3, h, w] as the network takes it."""
-    return (images.float() - _MEAN.to(images.device)) / _STD.to(images.device)

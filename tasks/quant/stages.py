@@ -17,12 +17,13 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, default_collate
 
 from tasks import checkpoint, engine
-from tasks.base import UserError
 from tasks.config import Config
+from tasks.errors import UserError
 from tasks.loading import Seeded
+from tasks.pictures import normalised
 from tasks.quant import export
 from tasks.quant.calibrate import calibrate, reestimate_batch_norm
-from tasks.quant.lowbit import LowBit, normalised
+from tasks.quant.lowbit import LowBit
 from tasks.quant.prepare import QuantLayer, not_quantized
 from tasks.quant.report import METRICS
 from tasks.quant.sharpness import effect

@@ -12,8 +12,8 @@ from torch.optim import SGD, AdamW
 
 from arsam import ARSAM, reuse, sampling
 from tasks import config as configs
-from tasks.base import UserError
 from tasks.config import Epochs
+from tasks.errors import UserError
 from tests.tasks import toy
 
 ROOT = Path(__file__).parents[2]

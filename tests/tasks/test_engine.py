@@ -21,7 +21,7 @@ from torch.optim import SGD
 
 from arsam import ARSAM, reuse, sampling
 from tasks import checkpoint, engine, loading, log, schedule
-from tasks.base import UserError
+from tasks.errors import UserError
 from tests.tasks import toy
 
 CPU = torch.device("cpu")

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from tasks import checkpoint, engine, folder, log
-from tasks.base import UserError
+from tasks.errors import UserError
 from tests import faults
 
 CPU = torch.device("cpu")

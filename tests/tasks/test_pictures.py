@@ -14,10 +14,10 @@ from PIL import Image
 
 from tasks import config as configs
 from tasks import pictures
-from tasks.base import UserError
+from tasks.classification.task import Classification
+from tasks.errors import UserError
 from tasks.pose import sample
 from tasks.pose.task import PoseTask
-from tasks.quant.task import QuantTask
 from tests import fuzz
 from tests.tasks import toy
 
@@ -59,12 +59,12 @@ def test_broken_images_are_left_out(tmp_path: Path, capsys: pytest.CaptureFixtur
     (tmp_path / "train/apple/1.jpg").write_text("no picture")
     whole = (tmp_path / "train/pear/0.jpg").read_bytes()
     (tmp_path / "train/pear/0.jpg").write_bytes(whole[: len(whole) - 40])
-    found = QuantTask(root=str(tmp_path), side=16, skip_broken=True).dataset("train")
+    found = Classification(root=str(tmp_path), side=16, skip_broken=True).dataset("train")
     assert len(found) == 4
     for item in (found[i] for i in range(4)):
         assert abs(int(item["image"][0].float().mean()) - 80 * int(item["label"])) < 40
     assert "warning: 2 of 6 pictures are left out:" in capsys.readouterr().err
-    strict = QuantTask(root=str(tmp_path), side=16).dataset("train")
+    strict = Classification(root=str(tmp_path), side=16).dataset("train")
     with pytest.raises(UserError, match=r"(apple/1|pear/0)\.jpg: not a readable picture"):
         [strict[i] for i in range(6)]
 

@@ -16,9 +16,9 @@ from torch.utils.data import Dataset
 from arsam import ARSAM
 from arsam.sampling import Adaptive
 from tasks import distributed
-from tasks.base import Batch
 from tasks.config import Config, Epochs
 from tasks.schedule import cosine
+from tasks.task import Batch
 
 
 class Points(Dataset[dict[str, Tensor]]):

@@ -24,13 +24,13 @@ from torch.utils.data import DataLoader
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
+from tasks.pictures import normalised
 from tasks.pose import mmpose as weights
 from tasks.pose.codec import Heatmap, SimCC
 from tasks.pose.data import PoseData
 from tasks.pose.model import HeatmapHRNet, SimCCNet, resnet
 from tasks.pose.task import PoseTask
 from tasks.pose.transforms import Augmentation
-from tasks.quant.lowbit import normalised
 
 STILL = Augmentation(flip=0.0, half_body=0.0, shift_probability=0.0, scale=(1.0, 1.0), rotation_probability=0.0)
 MEAN, STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]

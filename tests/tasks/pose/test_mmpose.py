@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from tasks import checkpoint
-from tasks.base import UserError
+from tasks.errors import UserError
 from tasks.pose import mmpose, sample
 from tasks.pose.codec import SimCC
 from tasks.pose.model import HeatmapHRNet, SimCCNet, hrnet, resnet

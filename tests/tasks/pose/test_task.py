@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from tasks.base import UserError
+from tasks.errors import UserError
 from tasks.pose import draw, sample, transforms
 from tasks.pose.codec import Codec, Heatmap, SimCC
 from tasks.pose.data import MIRRORED, Person, PoseData, annotated_people

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from tasks import log
 
 if TYPE_CHECKING:
-    from tasks.compare import Suite
+    from benchmarks.compare.study import Suite
 
 TITLES = {
     "base": "SGD (lspet: AdamW)",

@@ -18,8 +18,8 @@ from torch.utils.data import Dataset
 from torchvision import transforms as tv
 
 from tasks import pictures
-from tasks.base import UserError
 from tasks.config import data_path
+from tasks.errors import UserError
 
 DIGITS = "digits"  # the root that stands for scikit-learn's handwritten digits, which come with its wheel
 _SMALL = 64  # crops up to this side are padded and shifted, as is usual on CIFAR; larger ones resized at random

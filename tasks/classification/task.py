@@ -14,13 +14,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tasks import checkpoint, distributed, loading
-from tasks.base import Batch, UserError
-from tasks.quant import data
-from tasks.quant.lowbit import LowBit, has_quantizers, normalised
+from tasks.classification import data
+from tasks.errors import UserError
+from tasks.pictures import normalised
+from tasks.quant.lowbit import LowBit, has_quantizers
+from tasks.task import Batch
 
 
 @dataclass(frozen=True)
-class QuantTask(LowBit):
+class Classification(LowBit):
     """Learn to classify, and measure top-1.
 
     Args:
@@ -92,11 +94,11 @@ class QuantTask(LowBit):
         """An input of the model."""
         return torch.zeros(1, 3, self.side, self.side)
 
-    def in_float(self) -> QuantTask:
+    def in_float(self) -> Classification:
         """The task of the float model, from scratch and without a teacher."""
         return replace(super().in_float(), distill=0.0)
 
-    def starting(self, weights: Path, teacher: Path) -> QuantTask:
+    def starting(self, weights: Path, teacher: Path) -> Classification:
         """The task of the training, with its teacher if it has one."""
         return replace(super().starting(weights, teacher), teacher=str(teacher) if self.distill else None)
 

@@ -15,9 +15,10 @@ from torch import nn
 
 from arsam import functional
 from arsam.sampling import Always, Budget
-from tasks import compare, tables
-from tasks.base import UserError
-from tasks.compare import ROWS, RandomVector, Reversed, Row, Suite
+from benchmarks.compare import study as compare
+from benchmarks.compare import tables
+from benchmarks.compare.study import ROWS, RandomVector, Reversed, Row, Suite
+from tasks.errors import UserError
 
 NAMES = ("base", "sam", "arsam", "periodic-arsam", "budget-1.2", "periodic-1.2", "control-random")
 NO_ASCENT = Row("no-ascent", lambda run: Budget(1.0, run.total), rho_of="sam")

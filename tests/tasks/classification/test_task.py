@@ -12,10 +12,10 @@ import torch
 from PIL import Image
 from torch import nn
 
-from tasks.base import UserError
-from tasks.quant.data import DIGITS, images
+from tasks.classification.data import DIGITS, images
+from tasks.classification.task import Classification, normalised, scores
+from tasks.errors import UserError
 from tasks.quant.prepare import QuantLayer
-from tasks.quant.task import QuantTask, normalised, scores
 
 TINY: dict[str, Any] = {"root": DIGITS, "model": "test_resnet", "side": 32}
 
@@ -76,18 +76,18 @@ def test_augmentation() -> None:
 
 def test_bits() -> None:
     """First and last layer at 8 bits, the rest as asked, patterns before both."""
-    model = QuantTask(**TINY, weight_bits=4, act_bits=3, layers={"layer2.*": (2, 2)}).build()
+    model = Classification(**TINY, weight_bits=4, act_bits=3, layers={"layer2.*": (2, 2)}).build()
     bits = {n: (m.weight_quantizer.bits, m.input_quantizer.bits) for n, m in model.named_modules() if isinstance(m, QuantLayer)}
     names = list(bits)
     assert bits[names[0]] == bits[names[-1]] == (8, 8)
     assert {b for n, b in bits.items() if n.startswith("layer2")} == {(2, 2)}
     assert {b for n, b in bits.items() if n.startswith("layer3")} == {(4, 3)}
-    assert not any(isinstance(m, QuantLayer) for m in QuantTask(**TINY).build().modules())
+    assert not any(isinstance(m, QuantLayer) for m in Classification(**TINY).build().modules())
 
 
 def test_parameters() -> None:
     """Weights come last, step sizes apart with rho 0, and everything is given once."""
-    task = QuantTask(**TINY, weight_bits=4, act_bits=4)
+    task = Classification(**TINY, weight_bits=4, act_bits=4)
     model = task.build()
     scales, weights = task.parameters(model)
     assert scales["rho"] == scales["weight_decay"] == 0.0
@@ -99,30 +99,30 @@ def test_parameters() -> None:
 def test_starting_weights(tmp_path: Path) -> None:
     """Float weights go into the float layers, a prepared state into the prepared model; others are refused by name."""
     torch.manual_seed(1)
-    source = QuantTask(**TINY).build()
+    source = Classification(**TINY).build()
     torch.save({"model": source.state_dict()}, tmp_path / "float.pt")
-    task = QuantTask(**TINY, weight_bits=4, act_bits=4, weights=str(tmp_path / "float.pt"))
+    task = Classification(**TINY, weight_bits=4, act_bits=4, weights=str(tmp_path / "float.pt"))
     model = task.build()
     assert torch.equal(model.conv1[0].layer.weight.abs(), source.conv1[0].weight.abs())  # type: ignore[index, union-attr]
     model(normalised(torch.zeros(2, 3, 32, 32, dtype=torch.uint8)))  # sets the step sizes
     torch.save(model.state_dict(), tmp_path / "prepared.pt")
-    again = QuantTask(**TINY, weight_bits=4, act_bits=4, weights=str(tmp_path / "prepared.pt")).build()
+    again = Classification(**TINY, weight_bits=4, act_bits=4, weights=str(tmp_path / "prepared.pt")).build()
     for (name, a), b in zip(model.state_dict().items(), again.state_dict().values(), strict=True):
         assert torch.equal(a, b), name
     with pytest.raises(UserError, match=r"float\.pt: does not fit the model"):
-        QuantTask(root=DIGITS, model="test_vit", side=160, weights=str(tmp_path / "float.pt")).build()
+        Classification(root=DIGITS, model="test_vit", side=160, weights=str(tmp_path / "float.pt")).build()
 
 
 def test_small_stem() -> None:
     """32x32 pictures keep their size through the stem, as the CIFAR experiments have it."""
-    model: Any = QuantTask(root=DIGITS, model="resnet18", stem="small").build()
+    model: Any = Classification(root=DIGITS, model="resnet18", stem="small").build()
     assert model.maxpool(model.conv1(torch.zeros(1, 3, 32, 32))).shape == (1, 64, 32, 32)
 
 
 def test_wide_resnet() -> None:
     """WRN-28-10 (arXiv 1605.07146) by timm's own arguments: 36.5 M parameters, 8x8 places before the classifier."""
     size: dict[str, Any] = {"layers": (4, 4, 4), "channels": (160, 320, 640), "stem_chs": 16}
-    model: Any = QuantTask(root=DIGITS, model="resnetv2_18", model_args=size, stem="small").build()
+    model: Any = Classification(root=DIGITS, model="resnetv2_18", model_args=size, stem="small").build()
     assert sum(p.numel() for p in model.parameters()) == pytest.approx(36.5e6, rel=2e-3)
     assert model.forward_features(torch.zeros(1, 3, 32, 32)).shape == (1, 640, 8, 8)
 
@@ -141,7 +141,7 @@ def test_wide_resnet() -> None:
 def test_bad_settings(settings: dict[str, Any], message: str) -> None:
     """The user's mistakes."""
     with pytest.raises(UserError, match=message):
-        QuantTask(**{**TINY, **settings}).build()
+        Classification(**{**TINY, **settings}).build()
 
 
 @pytest.mark.parametrize(
@@ -151,23 +151,23 @@ def test_bad_settings(settings: dict[str, Any], message: str) -> None:
 def test_values_out_of_range(settings: dict[str, Any], message: str) -> None:
     """Refused where they are set."""
     with pytest.raises(ValueError, match=message):
-        QuantTask(**{**TINY, **settings})
+        Classification(**{**TINY, **settings})
 
 
 def test_loss(tmp_path: Path) -> None:
     """Cross-entropy by hand, smoothed, mixed, and distilled from a teacher. Kills: a teacher that is trained or saved."""
     torch.manual_seed(0)
     batch = {"image": torch.randint(255, (6, 3, 32, 32), dtype=torch.uint8), "label": torch.arange(6)}
-    task = QuantTask(**TINY)
+    task = Classification(**TINY)
     model = task.build().eval()
     logits = model(normalised(batch["image"]))
     expected = -logits.log_softmax(1)[torch.arange(6), torch.arange(6)].mean()
     torch.testing.assert_close(task.loss(model, batch), expected)
-    smoothed = QuantTask(**TINY, label_smoothing=0.1).loss(model, batch)
+    smoothed = Classification(**TINY, label_smoothing=0.1).loss(model, batch)
     torch.testing.assert_close(smoothed, 0.9 * expected - 0.1 * logits.log_softmax(1).mean())
-    assert not torch.allclose(QuantTask(**TINY, mixup=1.0).loss(model, batch), expected)
+    assert not torch.allclose(Classification(**TINY, mixup=1.0).loss(model, batch), expected)
     torch.save(model.state_dict(), tmp_path / "teacher.pt")
-    task = QuantTask(**TINY, distill=1.0, teacher=str(tmp_path / "teacher.pt"), weights=str(tmp_path / "teacher.pt"))
+    task = Classification(**TINY, distill=1.0, teacher=str(tmp_path / "teacher.pt"), weights=str(tmp_path / "teacher.pt"))
     student = task.build().eval()
     assert float(task.loss(student, batch).detach()) == pytest.approx(0.0, abs=1e-6)
     assert not any("teacher" in key for key in student.state_dict())
@@ -186,7 +186,7 @@ def test_scores() -> None:
 
 def test_evaluation() -> None:
     """Over all batches."""
-    task = QuantTask(**TINY, limit=40)
+    task = Classification(**TINY, limit=40)
     data = task.dataset("val")
     model = task.build().eval()
     with torch.no_grad():

@@ -27,15 +27,16 @@ from torch.optim.lr_scheduler import OneCycleLR
 from arsam import ARSAM, functional
 from arsam.reuse import Decayed, Nothing, Orthogonal, Reuse
 from arsam.sampling import Adaptive, Always, Bernoulli, Budget, GradientNorm, Periodic, Sampling, Tail
-from tasks import log, tables
-from tasks.base import UserError
-from tasks.memory import Live
+from benchmarks.compare import tables
+from benchmarks.speed.memory import Live
+from tasks import log
+from tasks.classification.data import images
+from tasks.errors import UserError
 from tasks.pose.codec import SimCC
 from tasks.pose.data import KEYPOINTS, PoseData
 from tasks.pose.task import PoseTask
 from tasks.pose.transforms import Augmentation
 from tasks.quant.calibrate import calibrate
-from tasks.quant.data import images
 from tasks.quant.prepare import canonicalise, parameter_groups, prepare
 
 Split = tuple[Tensor, Tensor]  # images [N, c, h, w] float32; labels [N] int64, or for pose [N, K, W + H + 1], see `lspet`

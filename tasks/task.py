@@ -12,10 +12,6 @@ from torch.utils.data import Dataset
 Batch = dict[str, Tensor]
 
 
-class UserError(Exception):
-    """The user's mistake: the message names the culprit, the rule and the way out; the tools exit with code 2."""
-
-
 class Task(Protocol):
     """A frozen dataclass of settings; what is alive is built by its methods."""
 

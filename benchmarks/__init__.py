@@ -1,0 +1,1 @@
+"""Measurements: what the study and the speed tests need."""

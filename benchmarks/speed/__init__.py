@@ -1,0 +1,1 @@
+"""Cost of a step in time and memory."""

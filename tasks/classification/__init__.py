@@ -1,0 +1,1 @@
+"""Image classification, in float or in few bits."""
