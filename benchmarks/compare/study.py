@@ -37,7 +37,8 @@ from tasks.pose.data import KEYPOINTS, PoseData
 from tasks.pose.task import PoseTask
 from tasks.pose.transforms import Augmentation
 from tasks.quant.calibrate import calibrate
-from tasks.quant.prepare import canonicalise, parameter_groups, prepare
+from tasks.quant.canonicalise import canonicalise
+from tasks.quant.prepare import parameter_groups, prepare
 
 Split = tuple[Tensor, Tensor]  # images [N, c, h, w] float32; labels [N] int64, or for pose [N, K, W + H + 1], see `lspet`
 Data = dict[str, Split]  # "train" (its labels may be noisy), "val" and "test"

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from tasks import checkpoint
 from tasks.errors import UserError
-from tasks.quant.prepare import QuantLayer, canonicalise, parameter_groups, prepare
+from tasks.quant.canonicalise import canonicalise
+from tasks.quant.prepare import QuantLayer, parameter_groups, prepare
 from tasks.quant.sharpness import AfterRounding
 
 Task = TypeVar("Task", bound="LowBit")

@@ -6,8 +6,6 @@ Every function returns a new model and leaves its argument as it was, so that th
 from __future__ import annotations
 
 import copy
-import re
-from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from difflib import get_close_matches
@@ -19,26 +17,12 @@ import torch.nn.functional as F
 from timm.layers.padding import pad_same
 from timm.layers.std_conv import ScaledStdConv2d, ScaledStdConv2dSame, StdConv2d, StdConv2dSame
 from torch import Tensor, nn
-from torch.autograd.graph import Node, saved_tensors_hooks
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry
-from torch.utils.module_tracker import ModuleTracker
+from torch.autograd.graph import saved_tensors_hooks
 
 from tasks.quant.quantizer import Quantizer
 
 LAYERS = (nn.Conv1d, nn.Conv2d, nn.Linear)
 STANDARDISED = (StdConv2d, StdConv2dSame, ScaledStdConv2d, ScaledStdConv2dSame)
-_PRODUCTS = {
-    "convolution": "convolution",
-    "mm": "matrix product",
-    "addmm": "matrix product",
-    "bmm": "product of two activations",
-    "baddbmm": "product of two activations",
-}
-_FLOAT = "normalisation, activation functions, softmax, pooling, additions and biases are computed in floating point"
 
 
 class QuantLayer(nn.Module):
@@ -211,118 +195,3 @@ def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
     own = dict.fromkeys(p for q in quantizers for p in q.parameters())
     weights = [p for p in model.parameters() if p not in own]
     return [{"params": weights}, {"params": list(own), "rho": 0.0, "weight_decay": 0.0}]
-
-
-class _Work(TorchDispatchMode):
-    """Multiply-adds (times two) of a forward pass, by the innermost module: on quantized values, and not."""
-
-    def __init__(self, names: set[str]) -> None:
-        super().__init__()
-        self.names = names
-        self.modules = ModuleTracker()
-        self.quantized = 0
-        self.rest: dict[str, Counter[str]] = defaultdict(Counter)
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        operation = func.overloadpacket
-        if operation in flop_registry:
-            work = flop_registry[operation](*args, **(kwargs or {}), out_val=out)
-            running = self.modules.parents
-            if running & self.names:
-                self.quantized += work
-            else:
-                self.rest[max(running - {"Global"}, key=len)][operation.__name__] += work
-        return out
-
-
-def not_quantized(model: nn.Module, inputs: Tensor) -> list[str]:
-    """What of a prepared model's work is not done on quantized values: sentences for a report.
-
-    Measured by a forward pass of a copy: so attention's matrix products are there, and layers whose weight is used
-    without a call. Convolutions and matrix products are counted.
-
-    Args:
-        model: prepared; stays as it was.
-        inputs: a batch; one image is enough.
-
-    Returns:
-        The share of all multiplications that is quantized, a sentence for each kind of module that multiplies floats,
-        largest first, embeddings and recurrent layers, and what is float in every model.
-    """
-    model = copy.deepcopy(model).eval()
-    root = type(model).__name__  # as the tracker names it
-    names = {f"{root}.{name}" if name else root for name, m in model.named_modules() if isinstance(m, QuantLayer)}
-    work = _Work(names)
-    # Fused attention, and fast paths for want of a gradient, would hide the products in operations that nobody counts.
-    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), work.modules, work:
-        model(inputs)
-    total = work.quantized + sum(ops.total() for ops in work.rest.values())
-    kinds: dict[str, Counter[str]] = defaultdict(Counter)
-    for name, ops in work.rest.items():
-        kinds[re.sub(r"\b\d+\b", "*", name.removeprefix(root).removeprefix(".")) or root] += ops
-    lines = [f"{work.quantized / max(total, 1):.2%} of the multiplications have both operands quantized"]
-    for name, ops in sorted(kinds.items(), key=lambda kind: -kind[1].total()):
-        what = ", ".join(sorted({_PRODUCTS.get(op, op) for op in ops}))
-        lines.append(f"{name}: {what} in floating point, {ops.total() / total:.2%} of the multiplications")
-    uncounted = [name for name, m in model.named_modules() if isinstance(m, (nn.Embedding, nn.EmbeddingBag, nn.RNNBase))]
-    return lines + [f"{name}: in floating point, and not among the multiplications" for name in uncounted] + [_FLOAT]
-
-
-def canonicalise(model: nn.Module, inputs: Tensor) -> nn.Module:
-    """A copy of a float model with the same outputs and no negative BatchNorm gamma behind a convolution.
-
-    Where gamma < 0, the channel's weights, bias, running mean and gamma change sign: BN(-x; -gamma, -mean) = BN(x; gamma,
-    mean). Only where that is exact, bit for bit: the normalisation takes the convolution's own output, nothing else does,
-    and neither is used twice. A gamma of zero stays zero.
-
-    Args:
-        model: float, before `prepare`.
-        inputs: a batch; the convolutions and normalisations are paired by the autograd graph of its forward pass.
-
-    Raises:
-        ValueError: the model is prepared.
-    """
-    if any(isinstance(module, QuantLayer) for module in model.modules()):
-        raise ValueError("the model is prepared: canonicalise the float model first, then prepare it")
-    model = copy.deepcopy(model)
-    probe = copy.deepcopy(model).eval().requires_grad_()
-    names = {module: name for name, module in probe.named_modules()}
-    made: dict[str, list[Node | None]] = defaultdict(list)
-    taken: dict[str, list[Node | None]] = defaultdict(list)
-
-    def left(module: nn.Module, args: Any, output: Tensor) -> None:
-        made[names[module]].append(output.grad_fn)
-
-    def entered(module: nn.Module, args: Any) -> None:
-        taken[names[module]].append(args[0].grad_fn)
-
-    for module in names:
-        if isinstance(module, (nn.Conv1d, nn.Conv2d)):
-            module.register_forward_hook(left)
-        elif isinstance(module, _BatchNorm):
-            module.register_forward_pre_hook(entered)
-    with torch.enable_grad():
-        outputs = [out.grad_fn for out in tree_leaves(probe(inputs)) if isinstance(out, Tensor)]
-    uses = Counter(outputs)
-    unseen, seen = list(uses), set(uses)
-    while unseen:
-        node = unseen.pop()
-        following = [node for node, _ in node.next_functions] if node is not None else []
-        uses.update(following)
-        unseen += [node for node in dict.fromkeys(following) if node not in seen]
-        seen.update(following)
-    modules: dict[str, Any] = dict(model.named_modules())
-    makers = {nodes[0]: modules[name] for name, nodes in made.items() if len(nodes) == 1 and uses[nodes[0]] == 1}
-    owners = Counter(p for _, p in model.named_parameters(remove_duplicate=False))
-    for name, nodes in taken.items():
-        norm, conv = modules[name], makers.get(nodes[0])
-        if conv is None or norm.weight is None or len(nodes) > 1:
-            continue
-        tensors = [conv.weight, norm.weight, *(t for t in (conv.bias, norm.running_mean) if t is not None)]
-        if all(owners[t] <= 1 for t in tensors):
-            with torch.no_grad():
-                negative = norm.weight < 0
-                for tensor in tensors:
-                    tensor[negative] = -tensor[negative]
-    return model

@@ -5,13 +5,11 @@ float -> "ptq" (calibrated) -> "ptq_bn" (BatchNorm re-estimated) -> "qat" (train
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, default_collate
@@ -24,13 +22,14 @@ from tasks.pictures import normalised
 from tasks.quant import export
 from tasks.quant.calibrate import calibrate, reestimate_batch_norm
 from tasks.quant.lowbit import LowBit
-from tasks.quant.prepare import QuantLayer, not_quantized
+from tasks.quant.prepare import QuantLayer
 from tasks.quant.report import METRICS
+from tasks.quant.runtime import BATCH, InRuntime, best, in_openvino, kernels, latency
 from tasks.quant.sharpness import effect
+from tasks.quant.work import bit_operations, not_quantized
 
 CALIBRATION = 256  # images that set the step sizes, and the ranges of 8-bit edges
 STATISTICS = 4096  # images that re-estimate BatchNorm: with 1024, the noise of its statistics cost half a point of top-1
-_BATCH = 64
 
 
 def run(
@@ -82,23 +81,19 @@ def run(
     quantized = task.quantize(model.cpu()).to(device)
     calibration = _batches(task.crops(CALIBRATION, augment=False), device)
     # Of the plain images, which the network knows by heart, the statistics fit new ones worse than training's own do.
-    statistics = task.crops(STATISTICS, augment=True).to(device).split(4 * _BATCH)
+    statistics = task.crops(STATISTICS, augment=True).to(device).split(4 * BATCH)
     calibrate(quantized, calibration)
     stages["ptq"] = _measured(config, quantized, device)
     reestimate_batch_norm(quantized, statistics)
     stages["ptq_bn"] = _measured(config, quantized, device)
     say(f"      {title} {stages['ptq'][metric]:.4f} calibrated, {stages['ptq_bn'][metric]:.4f} with BatchNorm re-estimated")
-    start = out / "ptq.pt"
-    checkpoint.save(start, {"model": quantized.state_dict()})
-    trained = replace(config, task=task.starting(start, float_checkpoint))
-    result = engine.train(trained, out / "qat", device=device, name=name)
-    checkpoint.load_weights(quantized, out / "qat" / "last.pt")
+    result = _trained(config, quantized, out, float_checkpoint, device, name)
     reestimate_batch_norm(quantized, statistics)
     stages["qat"] = _measured(config, quantized, device)
     say(f"      {title} {stages['qat'][metric]:.4f} trained, at {result['passes_per_step']:.2f} passes per step")
 
     say("[3/3] ONNX file, in ONNX Runtime")
-    val = DataLoader(task.dataset("val"), batch_size=_BATCH)
+    val = DataLoader(task.dataset("val"), batch_size=BATCH)
     images = torch.cat([normalised(batch["image"]) for batch in val])
     ranges = [batch.cpu().numpy() for batch in calibration]
     export.export(model, out / "float.onnx", ranges[:1])
@@ -108,33 +103,51 @@ def run(
     stages["onnx"] = {metric: figures[metric], "size_mb": (out / "model.onnx").stat().st_size / 1e6}
     stages["float"]["size_mb"] = (out / "float.onnx").stat().st_size / 1e6
     with torch.no_grad():
-        alike = [_best(file(x)) == _best(quantized.eval()(x.to(device)).cpu()) for x in images.split(_BATCH)]
+        alike = [best(file(x)) == best(quantized.eval()(x.to(device)).cpu()) for x in images.split(BATCH)]
     agreement = float(torch.cat(alike).float().mean())
     say(f"      {title} {stages['onnx'][metric]:.4f}, agreement with the fake-quantized model {agreement:.4f}")
-    second = _in_openvino(out / "model.onnx", file, images)
-    rho = float(getattr(config.sharpness, "keywords", {}).get("rho", 0.05))  # the usual one where the config has none
-    train = Seeded(task.dataset("train"), config.seed)
-    items = min(_BATCH, len(task.dataset("train")))  # type: ignore[arg-type]
-    batch = {key: x.to(device) for key, x in default_collate([train[0, i] for i in range(items)]).items()}
+    second = in_openvino(out / "model.onnx", file, images)
     return {
         "metric": metric,
         "stages": stages,
         "agreement": agreement,
         "openvino": second,
-        "latency_ms": _latency({"float": out / "float.onnx", "low_bit": out / "model.onnx"}, images[:1].numpy()),
+        "latency_ms": latency({"float": out / "float.onnx", "low_bit": out / "model.onnx"}, images[:1].numpy()),
         "bits": {"weight": task.weight_bits, "act": task.act_bits},
         "bops": {
-            "float": _bops(quantized, images[:1].to(device), False),
-            "low_bit": _bops(quantized, images[:1].to(device), True),
+            "float": bit_operations(quantized, images[:1].to(device), False),
+            "low_bit": bit_operations(quantized, images[:1].to(device), True),
         },
-        "kernels": dict(export.kernels(out / "model.onnx")),
+        "kernels": dict(kernels(out / "model.onnx")),
         "not_quantized": not_quantized(quantized.cpu(), images[:1]),
         "perturb": task.perturb,
-        "sharpness": {"rho": rho, **effect(quantized.to(device), lambda m: float_task.loss(m, batch), rho)},
+        "sharpness": _ascent(config, quantized.to(device), device),
         "passes_per_step": result["passes_per_step"],
         "seed": config.seed,
         "config": name,
     }
+
+
+def _trained(
+    config: Config, quantized: nn.Module, out: Path, float_checkpoint: Path, device: torch.device, name: str
+) -> dict[str, Any]:
+    """Train a calibrated model, in place, and what the run says of it."""
+    task: Any = config.task
+    start = out / "ptq.pt"
+    checkpoint.save(start, {"model": quantized.state_dict()})
+    result = engine.train(replace(config, task=task.starting(start, float_checkpoint)), out / "qat", device=device, name=name)
+    checkpoint.load_weights(quantized, out / "qat" / "last.pt")
+    return result
+
+
+def _ascent(config: Config, quantized: nn.Module, device: torch.device) -> dict[str, float]:
+    """What an ascent of the config's rho does to the model on a batch of the training split."""
+    task: Any = config.task
+    rho = float(getattr(config.sharpness, "keywords", {}).get("rho", 0.05))  # the usual one where the config has none
+    data = task.dataset("train")
+    train = Seeded(data, config.seed)
+    batch = {key: x.to(device) for key, x in default_collate([train[0, i] for i in range(min(BATCH, len(data)))]).items()}
+    return {"rho": rho, **effect(quantized, lambda model: task.in_float().loss(model, batch), rho)}
 
 
 def _measured(config: Config, model: nn.Module, device: torch.device) -> dict[str, float]:
@@ -148,69 +161,4 @@ def _measured(config: Config, model: nn.Module, device: torch.device) -> dict[st
 
 
 def _batches(images: Tensor, device: torch.device) -> list[Tensor]:
-    return [batch.to(device) for batch in images.split(_BATCH)]
-
-
-class InRuntime(nn.Module):
-    """A file in ONNX Runtime, for whom it is a model like any other."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__()
-        self._session = export.session(path, threads=torch.get_num_threads())
-
-    def forward(self, images: Tensor) -> Tensor:
-        """The file's output."""
-        answer: Any = self._session.run(None, {export.INPUT: images.numpy()})[0]
-        return torch.from_numpy(answer)
-
-
-def _in_openvino(path: Path, file: nn.Module, images: Tensor) -> dict[str, Any] | None:
-    """A second run time's opinion of a file: how often it agrees with ONNX Runtime, or why it cannot; None: not installed."""
-    try:
-        import openvino  # pyright: ignore[reportMissingImports]
-    except ImportError:
-        return None
-    try:
-        compiled = openvino.Core().compile_model(str(path), "CPU")
-        alike = [_best(torch.from_numpy(compiled(x.numpy())[0])) == _best(file(x)) for x in images.split(_BATCH)]
-    except RuntimeError as error:  # of 2-bit weights, say
-        return {"version": openvino.__version__, "error": " ".join(str(error).split())}
-    return {"version": openvino.__version__, "agreement": float(torch.cat(alike).float().mean())}
-
-
-def _best(outputs: Tensor) -> Tensor:
-    """The best class of an image [B, C], or the best cell of a heatmap [B, K, H, W]."""
-    return outputs.flatten(min(outputs.dim() - 1, 2)).argmax(-1)
-
-
-def _latency(files: dict[str, Path], image: Any, rounds: int = 200) -> dict[str, float]:
-    """Median milliseconds per image at batch 1 on one thread, the files in turn."""
-    runs = {name: export.session(path) for name, path in files.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in files}
-    for _ in range(rounds):
-        for name, session in runs.items():
-            start = time.perf_counter()
-            session.run(None, {export.INPUT: image})
-            seconds[name].append(time.perf_counter() - start)
-    return {name: 1e3 * float(np.median(times)) for name, times in seconds.items()}
-
-
-@torch.no_grad()
-def _bops(model: nn.Module, image: Tensor, low_bit: bool) -> float:
-    """Bit operations of the quantizable layers, sum over layers of multiplications x weight bits x input bits."""
-    total = 0.0
-
-    def count(layer: QuantLayer, _: Any, output: Tensor) -> None:
-        nonlocal total
-        weight: Any = layer.layer.weight
-        channels = weight.shape[0]
-        bits = layer.weight_quantizer.bits * layer.input_quantizer.bits if low_bit else 32 * 32
-        total += output.numel() / channels * weight.numel() * bits
-
-    hooks = [m.register_forward_hook(count) for m in model.modules() if isinstance(m, QuantLayer)]  # type: ignore[arg-type]
-    try:
-        model.eval()(image)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return total
+    return [batch.to(device) for batch in images.split(BATCH)]

