@@ -30,6 +30,7 @@ from tasks import checkpoint, engine
 from tasks import config as configs
 from tasks.errors import UserError
 from tasks.pose import sample
+from tasks.pose.joints import COCO
 from tasks.pose.task import PoseTask
 from tests.tasks import toy
 
@@ -136,18 +137,19 @@ class Fuzz:
         (self.root / "annotations/person_keypoints_val2017.json").write_text(text)
 
         def look() -> None:
-            from tasks.pose import evaluate
+            from tasks.pose import errors, evaluate, oks
 
             people, annotations = self.task._people("val")
-            poses = evaluate.results(
+            poses = oks.results(
                 np.array([person.image_id for person in people]),
                 np.stack([person.keypoints[:, :2] for person in people]),
                 np.ones((len(people), 17)),
                 np.ones(len(people)),
                 np.ones(len(people)),
+                sigmas=np.array(COCO.sigmas),
             )
             evaluate.coco_figures(annotations, poses)
-            evaluate.error_report(annotations, poses)
+            errors.error_report(annotations, poses)
 
         return self.showing(look, text)
 

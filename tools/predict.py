@@ -11,7 +11,8 @@ import numpy as np
 from tasks import checkpoint, folder, log
 from tasks.errors import UserError
 from tasks.pose import draw
-from tasks.pose.data import KEYPOINTS, Person, detected_people, read_json, read_picture
+from tasks.pose.data import Person, detected_people, read_json, read_picture
+from tasks.pose.joints import COCO
 from tasks.pose.task import PoseTask
 
 
@@ -50,7 +51,7 @@ def main() -> None:
     )
     with folder.required(out):
         write(out, pictures, ids, checkpoints, answers)
-    print(f"{len(KEYPOINTS)} keypoints a person, as COCO results, in {out / 'keypoints.json'}")
+    print(f"{len(COCO)} keypoints a person, as COCO results, in {out / 'keypoints.json'}")
 
 
 def write(
@@ -82,7 +83,7 @@ def image_ids(pictures: list[Path]) -> list[int]:
 def whole(picture: Path, image_id: int) -> Person:
     """One person who fills the picture."""
     height, width = read_picture(picture).shape[:2]
-    return Person(picture, image_id, np.array([0.0, 0.0, width - 1, height - 1]), 1.0, np.zeros((len(KEYPOINTS), 3)))
+    return Person(picture, image_id, np.array([0.0, 0.0, width - 1, height - 1]), 1.0, np.zeros((len(COCO), 3)))
 
 
 def boxes(source: Path, pictures: list[Path], ids: list[int]) -> list[Person]:

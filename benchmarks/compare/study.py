@@ -33,7 +33,8 @@ from tasks import log
 from tasks.classification.data import images
 from tasks.errors import UserError
 from tasks.pose.codec import SimCC
-from tasks.pose.data import KEYPOINTS, PoseData
+from tasks.pose.data import PoseData
+from tasks.pose.joints import COCO
 from tasks.pose.task import PoseTask
 from tasks.pose.transforms import Augmentation
 from tasks.quant.calibrate import calibrate
@@ -385,7 +386,7 @@ def network(channels: int, width: int, classes: int = 10) -> nn.Module:
 def pose_network(width: int = 16) -> nn.Module:
     """The ResNet at half the resolution, a map per joint, and a linear classifier per axis that all joints share."""
     columns, rows = CODEC.input_size
-    joints = len(KEYPOINTS)
+    joints = len(COCO)
     return nn.Sequential(
         *_stages(3, width, stride=2),
         nn.Conv2d(4 * width, 4 * joints, 1),

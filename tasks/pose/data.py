@@ -1,6 +1,6 @@
 """People of a COCO keypoint set, cropped one by one.
 
-# K = 17 keypoints, h w crop; boxes (x, y, w, h) in pixels of the picture
+# K keypoints, h w crop; boxes (x, y, w, h) in pixels of the picture
 """
 
 from __future__ import annotations
@@ -22,32 +22,11 @@ from tasks import pictures
 from tasks.errors import UserError
 from tasks.pose import transforms
 from tasks.pose.codec import Codec
+from tasks.pose.joints import COCO, Joints
 from tasks.pose.transforms import Augmentation
 
 cv2.setNumThreads(0)  # the loader's processes are the parallelism; threads inside each fight for the same cores
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # what is wrong with a picture is said in our own words
-
-KEYPOINTS = (
-    "nose",
-    "left_eye",
-    "right_eye",
-    "left_ear",
-    "right_ear",
-    "left_shoulder",
-    "right_shoulder",
-    "left_elbow",
-    "right_elbow",
-    "left_wrist",
-    "right_wrist",
-    "left_hip",
-    "right_hip",
-    "left_knee",
-    "right_knee",
-    "left_ankle",
-    "right_ankle",
-)
-MIRRORED = np.array([0, 2, 1, 4, 3, 6, 5, 8, 7, 10, 9, 12, 11, 14, 13, 16, 15])  # the joint that takes a joint's place
-UPPER = np.arange(17) < 11  # from the head to the wrists
 
 
 @dataclass(frozen=True)
@@ -102,13 +81,14 @@ def listed_pictures(images: Any, folder: Path, source: Path) -> dict[Any, Path]:
         raise UserError(f"{source}: not a COCO annotation file, {wanted}: {type(error).__name__} {error}") from error
 
 
-def annotated_people(annotations: dict[str, Any], folder: Path, source: Path) -> list[Person]:
+def annotated_people(annotations: dict[str, Any], folder: Path, source: Path, joints: Joints = COCO) -> list[Person]:
     """The people that can be learned from: not crowds, with a box of some area and at least one labelled joint.
 
     Args:
         annotations: a COCO keypoint file's content.
         folder: of the pictures.
         source: the file, for errors.
+        joints: that each annotation holds.
 
     Raises:
         UserError: an annotation without keypoints, with another number of them, with a box of NaN or of negative size, or of
@@ -122,7 +102,7 @@ def annotated_people(annotations: dict[str, Any], folder: Path, source: Path) ->
     for place, annotation in enumerate(annotations["annotations"]):
         where = f"{source}: annotation {annotation.get('id') if isinstance(annotation, dict) else f'number {place + 1}'}"
         try:
-            person = _annotated(annotation, place, files, images, where)
+            person = _annotated(annotation, place, files, images, where, len(joints))
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise UserError(f"{where} is not one of COCO's ({type(error).__name__}: {error})") from error
         if person is not None:
@@ -131,13 +111,13 @@ def annotated_people(annotations: dict[str, Any], folder: Path, source: Path) ->
 
 
 def _annotated(
-    annotation: dict[str, Any], place: int, files: dict[Any, Path], images: dict[Any, dict[str, Any]], where: str
+    annotation: dict[str, Any], place: int, files: dict[Any, Path], images: dict[Any, dict[str, Any]], where: str, count: int
 ) -> Person | None:
     """An annotation as a person, or None for one that cannot be learned from."""
     if "keypoints" not in annotation or "bbox" not in annotation:
         raise UserError(f"{where} has no keypoints or no bbox; use a person_keypoints file of COCO")
-    if len(annotation["keypoints"]) != 3 * len(KEYPOINTS):
-        raise UserError(f"{where} has {len(annotation['keypoints'])} keypoint values, expected {3 * len(KEYPOINTS)}")
+    if len(annotation["keypoints"]) != 3 * count:
+        raise UserError(f"{where} has {len(annotation['keypoints'])} keypoint values, expected {3 * count}")
     if annotation["image_id"] not in files:
         raise UserError(f"{where} names the picture {annotation['image_id']}, which the file does not list")
     image = images[annotation["image_id"]]
@@ -166,18 +146,19 @@ def readable_people(people: list[Person]) -> list[Person]:
     return [person for person in people if person.picture in left]
 
 
-def detected_people(detections: Any, files: dict[Any, Path], source: Path) -> list[Person]:
+def detected_people(detections: Any, files: dict[Any, Path], source: Path, joints: Joints = COCO) -> list[Person]:
     """The people of a COCO detection-results list: person boxes in the pictures that are listed.
 
     Args:
         detections: what the file holds.
         files: the pictures by id.
         source: the file, for errors.
+        joints: to be found.
 
     Raises:
         UserError: not such a list, or no person box in any of the pictures.
     """
-    nothing = np.zeros((len(KEYPOINTS), 3))
+    nothing = np.zeros((len(joints), 3))
     people = []
     try:
         for d in detections:
@@ -206,10 +187,14 @@ class PoseData(Dataset[dict[str, Tensor]]):
         people: whom to crop.
         codec: encodes the joints; its input size is the crop's.
         augmentation: None for evaluation.
+        joints: of the people; mirroring and halving go by them.
     """
 
-    def __init__(self, people: list[Person], codec: Codec, augmentation: Augmentation | None = None) -> None:
+    def __init__(
+        self, people: list[Person], codec: Codec, augmentation: Augmentation | None = None, joints: Joints = COCO
+    ) -> None:
         self.people = people
+        self._mirrored, self._upper = np.array(joints.mirrored), np.array(joints.upper)
         self._codec = codec
         self._augmentation = augmentation
 
@@ -225,7 +210,7 @@ class PoseData(Dataset[dict[str, Tensor]]):
             return {"image": _tensor(transforms.crop(picture, matrix, size)), "index": torch.tensor(index)}
         augmentation, flipped = self._augmentation, np.random.rand() < self._augmentation.flip
         points, labelled = person.keypoints[:, :2], person.keypoints[:, 2] > 0
-        if (half := augmentation.half(points, labelled, UPPER)) is not None:
+        if (half := augmentation.half(points, labelled, self._upper)) is not None:
             centre, extent = half
         if flipped:
             # Mirrored as part of the crop's matrix, which gives the same pixels as mirroring the picture first.
@@ -236,7 +221,7 @@ class PoseData(Dataset[dict[str, Tensor]]):
             matrix = matrix @ transforms.mirror(picture.shape[1])
         points = transforms.apply(matrix, points).astype(np.float32)
         if flipped:
-            points, labelled = points[MIRRORED], labelled[MIRRORED]
+            points, labelled = points[self._mirrored], labelled[self._mirrored]
         target, weight = self._codec.encode(points, labelled)
         image = augmentation.recolour(transforms.crop(picture, matrix, size))
         return {"image": _tensor(image), "target": torch.from_numpy(target), "weight": torch.from_numpy(weight)}

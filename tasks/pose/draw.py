@@ -1,6 +1,6 @@
 """Poses drawn on pictures, contact sheets of them, and the picture of the errors.
 
-# K = 17 keypoints; pictures [height, width, 3] uint8 RGB
+# K keypoints; pictures [height, width, 3] uint8 RGB
 """
 
 from __future__ import annotations
@@ -12,30 +12,34 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.pose.data import KEYPOINTS
+from tasks.pose.joints import COCO, Joints
 
 Picture = NDArray[np.uint8]
 Array = NDArray[np.float64]
 Colour = tuple[int, int, int]
 
-# COCO's skeleton, in its order, counted from 0
-LIMBS = (
-    (15, 13), (13, 11), (16, 14), (14, 12), (11, 12), (5, 11), (6, 12), (5, 6), (5, 7), (6, 8), (7, 9), (8, 10), (1, 2),
-    (0, 1), (0, 2), (1, 3), (2, 4), (3, 5), (4, 6),
-)  # fmt: skip
 LEFT, RIGHT, MIDDLE = (255, 140, 0), (0, 170, 255), (80, 220, 100)
 WHITE = (255, 255, 255)
 _SHIFT = 4  # drawing with sub-pixel coordinates: fractional bits
 _FAINT = 0.3  # opacity of a joint that is not sure at all
 
 
-def skeleton(picture: Picture, keypoints: Array, scores: Array, *, thick: float = 2.0, colour: Colour | None = None) -> Picture:
+def skeleton(
+    picture: Picture,
+    keypoints: Array,
+    scores: Array,
+    joints: Joints = COCO,
+    *,
+    thick: float = 2.0,
+    colour: Colour | None = None,
+) -> Picture:
     """Draw one pose; the surer a joint, the more opaque.
 
     Args:
         picture: left as it is.
         keypoints: [K, 2].
         scores: [K], 1 and more is opaque; joints of a negative score are left out.
+        joints: whose limbs and sides are drawn.
         thick: of the limbs in pixels.
         colour: of all; None: orange for the person's left, blue for the right, green between.
 
@@ -44,18 +48,17 @@ def skeleton(picture: Picture, keypoints: Array, scores: Array, *, thick: float 
     """
     picture = picture.copy()
     opacity = np.where(scores < 0, 0.0, _FAINT + (1 - _FAINT) * np.clip(scores, 0.0, 1.0))
-    for a, b in LIMBS:
-        paint = colour or _colour(a, b)
+    for a, b in joints.limbs:
+        paint = colour or _colour(joints, a, b)
         _blended(picture, keypoints[[a, b]], thick, min(opacity[a], opacity[b]), paint)
     for k, point in enumerate(keypoints):
-        _blended(picture, point[None], 1.3 * thick, opacity[k], colour or _colour(k, k))
+        _blended(picture, point[None], 1.3 * thick, opacity[k], colour or _colour(joints, k))
     return picture
 
 
-def _colour(a: int, b: int) -> Colour:
-    """Of a limb or joint: after the nose, KEYPOINTS has left and right in turn."""
-    sides = {0 if k == 0 else 1 + (k % 2 == 0) for k in (a, b)} - {0}
-    return MIDDLE if len(sides) != 1 else LEFT if sides == {1} else RIGHT
+def _colour(joints: Joints, *which: int) -> Colour:
+    """Of a limb or joint."""
+    return (LEFT, MIDDLE, RIGHT)[joints.side(*which) + 1]
 
 
 def _blended(picture: Picture, points: Array, thick: float, opacity: float, colour: Colour) -> None:
@@ -86,12 +89,13 @@ def label(picture: Picture, text: str, at: tuple[float, float], size: float = 0.
     cv2.putText(picture, text, (x + 2, y - below), cv2.FONT_HERSHEY_SIMPLEX, size, WHITE, 1, cv2.LINE_AA)
 
 
-def poses(picture: Picture, found: list[dict[str, Any]]) -> Picture:
+def poses(picture: Picture, found: list[dict[str, Any]], joints: Joints = COCO) -> Picture:
     """All poses of a picture with their scores; small pictures are enlarged first.
 
     Args:
         picture: of any size.
         found: COCO keypoint results of this picture.
+        joints: their set.
     """
     factor = max(1, round(480 / min(picture.shape[:2])))
     if factor > 1:
@@ -100,7 +104,7 @@ def poses(picture: Picture, found: list[dict[str, Any]]) -> Picture:
         triples = np.array(pose["keypoints"]).reshape(-1, 3)
         points = triples[:, :2] * factor + (factor - 1) / 2
         thick = float(np.clip(np.ptp(points, axis=0).max() / 90, 1.5, 8))
-        picture = skeleton(picture, points, triples[:, 2], thick=thick)
+        picture = skeleton(picture, points, triples[:, 2], joints, thick=thick)
         top = points[points[:, 1].argmin()]
         label(picture, f"{pose['score']:.2f}", (top[0] - 14, top[1] - 8))
     return picture
@@ -151,24 +155,25 @@ def write(path: Path, picture: Picture) -> None:
         raise OSError(f"{path}: cannot be written")
 
 
-def error_picture(path: Path, report: dict[str, Any]) -> None:
+def error_picture(path: Path, report: dict[str, Any], joints: Joints = COCO) -> None:
     """Which joints fail, the PCK curve, and AP by the person's size, as a PNG.
 
     Args:
         path: to write.
-        report: of `evaluate.error_report`.
+        report: of `errors.error_report`.
+        joints: its set.
     """
     import matplotlib.figure
 
     figure = matplotlib.figure.Figure(figsize=(14, 4.2), layout="constrained")
-    joints, curve, sizes = figure.subplots(1, 3, width_ratios=(1.5, 1, 1))
-    names = [name for name in KEYPOINTS if name in report["joints"]]
+    bars, curve, sizes = figure.subplots(1, 3, width_ratios=(1.5, 1, 1))
+    names = [name for name in joints.names if name in report["joints"]]
     misses = [1 - report["joints"][name]["pck"] for name in names]
-    colours = [tuple(c / 255 for c in _colour(KEYPOINTS.index(name), KEYPOINTS.index(name))) for name in names]
-    joints.barh([name.replace("_", " ") for name in names], misses, color=colours)
-    joints.invert_yaxis()
-    joints.set(title="joints that are missed (further off than 5 % of the box)", xlim=(0, 1), xlabel="share of the labelled")
-    joints.grid(axis="x", alpha=0.3)
+    colours = [tuple(c / 255 for c in _colour(joints, joints.names.index(name))) for name in names]
+    bars.barh([name.replace("_", " ") for name in names], misses, color=colours)
+    bars.invert_yaxis()
+    bars.set(title="joints that are missed (further off than 5 % of the box)", xlim=(0, 1), xlabel="share of the labelled")
+    bars.grid(axis="x", alpha=0.3)
     reach, share = report["curve"]["reach"], report["curve"]["pck"]
     curve.plot(reach, share)
     curve.fill_between(reach, share, alpha=0.15)

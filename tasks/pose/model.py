@@ -13,9 +13,9 @@ import torch
 from timm.models.hrnet import cfg_cls
 from torch import Tensor, nn
 
-from tasks.pose import mmpose
+from tasks.pose import mmpose_weights
 from tasks.pose.codec import Heatmap, SimCC
-from tasks.pose.data import KEYPOINTS
+from tasks.pose.joints import COCO, Joints
 
 
 def hrnet(
@@ -53,6 +53,7 @@ class HeatmapHRNet(nn.Module):
         modules: fusion modules.
         blocks: residual blocks.
         codec: whose heatmaps are asked for; they must have a quarter of the crop's size.
+        joints: to find.
     """
 
     def __init__(
@@ -62,14 +63,15 @@ class HeatmapHRNet(nn.Module):
         modules: tuple[int, int, int] | None = None,
         blocks: int | None = None,
         codec: Heatmap | None = None,
+        joints: Joints = COCO,
     ) -> None:
         super().__init__()
         if codec is not None and tuple(4 * side for side in codec.heatmap_size) != codec.input_size:
             raise ValueError(f"heatmap_size must be a quarter of input_size {codec.input_size}, got {codec.heatmap_size}")
         self.backbone: Any = hrnet(variant, widths, modules, blocks)
-        self.head = nn.Conv2d(self.backbone.feature_info.channels()[0], len(KEYPOINTS), 1)
+        self.head = nn.Conv2d(self.backbone.feature_info.channels()[0], len(joints), 1)
         _from_scratch(self)
-        self.register_load_state_dict_pre_hook(mmpose.rename)
+        self.register_load_state_dict_pre_hook(mmpose_weights.rename)
 
     def forward(self, image: Tensor) -> Tensor:
         """Heatmaps [B, K, h / 4, w / 4] of normalised crops [B, 3, h, w]."""
@@ -84,6 +86,7 @@ class SimCCNet(nn.Module):
         backbone: called without arguments: `resnet`, `hrnet` or a partial of one.
         deconvs: channels of the 4x4 deconvolutions before the maps, each of which doubles the resolution (arXiv
             1804.06208): three of 256 on ResNets in mmpose, none needed on HRNet.
+        joints: to find.
     """
 
     def __init__(
@@ -91,6 +94,7 @@ class SimCCNet(nn.Module):
         codec: SimCC,
         backbone: Callable[..., nn.Module] = resnet,
         deconvs: tuple[int, ...] = (256, 256, 256),
+        joints: Joints = COCO,
     ) -> None:
         super().__init__()
         self.backbone: Any = backbone()
@@ -100,13 +104,13 @@ class SimCCNet(nn.Module):
             layers += [nn.ConvTranspose2d(channels, width, 4, 2, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
             channels = width
         self.deconvs = nn.Sequential(*layers)
-        self.maps = nn.Conv2d(channels, len(KEYPOINTS), 1)
+        self.maps = nn.Conv2d(channels, len(joints), 1)
         width, height = (side // stride * 2 ** len(deconvs) for side in codec.input_size)
         self.columns, self.rows = (nn.Linear(width * height, bins) for bins in codec.bins)
         _read_out(self.columns, width, height, axis=0)
         _read_out(self.rows, width, height, axis=1)
         _from_scratch(self.deconvs, self.maps)
-        self.register_load_state_dict_pre_hook(mmpose.rename)
+        self.register_load_state_dict_pre_hook(mmpose_weights.rename)
 
     def forward(self, image: Tensor) -> Tensor:
         """Logits [B, K, W + H] of normalised crops [B, 3, h, w]."""

@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.pose.data import KEYPOINTS
+from tasks.pose.joints import COCO
 
 VERSION = 1  # of the drawings: a change of one pixel needs a new number, and makes a new folder
 COUNTS = {"train": 800, "val": 120}
@@ -72,7 +72,7 @@ def write_split(root: Path, split: str, count: int, rng: np.random.Generator) ->
                 "keypoints": triples.ravel().tolist(),
             }
         )
-    category = {"id": 1, "name": "person", "supercategory": "person", "keypoints": list(KEYPOINTS), "skeleton": []}
+    category = {"id": 1, "name": "person", "supercategory": "person", "keypoints": list(COCO.names), "skeleton": []}
     content = {"images": images, "annotations": annotations, "categories": [category]}
     (root / f"annotations/person_keypoints_{split}2017.json").write_text(json.dumps(content))
 

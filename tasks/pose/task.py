@@ -18,10 +18,9 @@ from tasks.config import data_path
 from tasks.errors import UserError
 from tasks.loading import Seeded
 from tasks.pictures import normalised
-from tasks.pose import draw, evaluate, sample, transforms
+from tasks.pose import draw, errors, evaluate, oks, sample, transforms
 from tasks.pose.codec import Codec, Heatmap
 from tasks.pose.data import (
-    MIRRORED,
     Person,
     PoseData,
     annotated_people,
@@ -31,6 +30,7 @@ from tasks.pose.data import (
     read_picture,
     readable_people,
 )
+from tasks.pose.joints import COCO
 from tasks.pose.model import HeatmapHRNet
 from tasks.pose.transforms import Augmentation
 from tasks.quant.lowbit import LowBit, has_quantizers
@@ -165,7 +165,7 @@ class PoseTask(LowBit):
         people, annotations = self._people("val")
         found = self.results(model, batches, people)
         if out is not None:
-            report = evaluate.error_report(annotations, found)
+            report = errors.error_report(annotations, found)
             sheet = self._worst_and_best(annotations, found)
             with folder.tolerated(out):
                 log.write_json(out / "errors.json", report)
@@ -177,8 +177,8 @@ class PoseTask(LowBit):
         """A contact sheet of the people whose poses are least and most like the annotated ones, which are drawn in white."""
         _, pictures = self._files("val")
         files = {image["id"]: pictures / image["file_name"] for image in annotations["images"]}
-        people, poses, oks = evaluate.matched(annotations, found)
-        whole = [i for i in np.argsort(oks) if people[i]["num_keypoints"] >= _WHOLE] or list(np.argsort(oks))
+        people, poses, likeness = errors.matched(annotations, found)
+        whole = [i for i in np.argsort(likeness) if people[i]["num_keypoints"] >= _WHOLE] or list(np.argsort(likeness))
         rows = []
         for title, chosen in (("worst", whole[:count]), ("best", whole[::-1][:count])):
             tiles = []
@@ -192,7 +192,7 @@ class PoseTask(LowBit):
                 tile = draw.skeleton(tile, transforms.apply(matrix, truth[:, :2]), seen, thick=1.0, colour=draw.WHITE)
                 scores = np.where(truth[:, 2] > 0, np.maximum(poses[i, :, 2], 0.5), -1.0)  # unsure, yet to be seen
                 tile = draw.skeleton(tile, transforms.apply(matrix, poses[i, :, :2]), scores, thick=2.5)
-                tiles.append((f"OKS {oks[i]:.2f}", tile))
+                tiles.append((f"OKS {likeness[i]:.2f}", tile))
             rows.append((f"{title} of {len(people)}; white: annotated", tiles))
         return draw.contact_sheet(rows)
 
@@ -210,12 +210,13 @@ class PoseTask(LowBit):
         boxes = [transforms.box_to_centre(person.box) for person in seen]
         centres = np.stack([centre for centre, _ in boxes])[:, None]
         extents = np.stack([transforms.fit_aspect(extent, self.codec.input_size) for _, extent in boxes])[:, None]
-        return evaluate.results(
+        return oks.results(
             np.array([person.image_id for person in seen]),
             transforms.to_picture(np.concatenate(joints).astype(np.float64), centres, extents, self.codec.input_size),
             np.concatenate(joint_scores).astype(np.float64),
             np.array([person.score for person in seen]),
             extents.prod(axis=2)[:, 0],
+            sigmas=np.array(COCO.sigmas),
             score_threshold=self.score_threshold,
             nms_threshold=self.nms_threshold,
             soft_nms=self.soft_nms,
@@ -233,5 +234,5 @@ class PoseTask(LowBit):
         prediction = model(images)
         if not self.flip_test:
             return prediction
-        mirrored = self.codec.unmirror(model(images.flip(3)))[:, torch.from_numpy(MIRRORED).to(images.device)]
+        mirrored = self.codec.unmirror(model(images.flip(3)))[:, list(COCO.mirrored)]
         return (prediction + mirrored) / 2

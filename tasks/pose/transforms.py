@@ -99,9 +99,9 @@ class Augmentation:
         Args:
             keypoints: [K, 2].
             labelled: [K].
-            upper: [K], True for the joints of the upper half.
+            upper: [K], True for the joints of the upper half; without a lower half there are no halves.
         """
-        if labelled.sum() < _MIN_TOTAL or np.random.rand() > self.half_body:
+        if upper.all() or labelled.sum() < _MIN_TOTAL or np.random.rand() > self.half_body:
             return None
         top, bottom = labelled & upper, labelled & ~upper
         prefer_upper = np.random.rand() < _PREFER_UPPER

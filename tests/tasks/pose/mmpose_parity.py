@@ -4,7 +4,7 @@
 
 Prints, for a heatmap HRNet and a SimCC-ResNet18, how far apart the two are in crops, targets, outputs, loss, and AP with
 the flip test. The weights are fitted here to the very people for some steps, so that the figures are not those of noise;
-they go to mmpose through a file of `tasks.pose.mmpose`. Needs the environment that `make mmpose` makes.
+they go to mmpose through a file of `tasks.pose.mmpose_weights`. Needs the environment that `make mmpose` makes.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
 from tasks.pictures import normalised
-from tasks.pose import mmpose as weights
+from tasks.pose import mmpose_weights as weights
 from tasks.pose.codec import Heatmap, SimCC
 from tasks.pose.data import PoseData
 from tasks.pose.model import HeatmapHRNet, SimCCNet, resnet

@@ -8,13 +8,13 @@ import cv2
 import numpy as np
 import pytest
 
-from tasks.pose import draw, evaluate
-from tasks.pose.data import KEYPOINTS
+from tasks.pose import draw, errors
+from tasks.pose.joints import COCO
 
 
 def test_limbs_join_neighbours() -> None:
     """COCO's 19 limbs. Kills: joints counted from 1."""
-    names = {frozenset((KEYPOINTS[a], KEYPOINTS[b])) for a, b in draw.LIMBS}
+    names = {frozenset((COCO.names[a], COCO.names[b])) for a, b in COCO.limbs}
     assert len(names) == 19
     assert frozenset(("left_ankle", "left_knee")) in names
     assert frozenset(("left_shoulder", "right_shoulder")) in names
@@ -73,7 +73,7 @@ def test_files(tmp_path: Path) -> None:
     assert cv2.imread(str(tmp_path / "red.png"))[0, 0].tolist() == [0, 0, 200]
     report = {
         "auc": 0.5,
-        "curve": {"reach": evaluate.REACHES.tolist(), "pck": evaluate.REACHES.tolist()},
+        "curve": {"reach": errors.REACHES.tolist(), "pck": errors.REACHES.tolist()},
         "joints": {"nose": {"pck": 0.3, "median_error": 0.1, "labelled": 4}},
         "ap_by_size": {},
     }

@@ -16,7 +16,8 @@ from torch import nn
 from tasks.errors import UserError
 from tasks.pose import draw, sample, transforms
 from tasks.pose.codec import Codec, Heatmap, SimCC
-from tasks.pose.data import MIRRORED, Person, PoseData, annotated_people
+from tasks.pose.data import Person, PoseData, annotated_people
+from tasks.pose.joints import COCO
 from tasks.pose.model import HeatmapHRNet, SimCCNet, hrnet, resnet
 from tasks.pose.task import PoseTask
 
@@ -52,8 +53,8 @@ class Oracle(nn.Module):
             points, labelled = transforms.apply(matrix, person.keypoints[:, :2]), person.keypoints[:, 2] > 0
             image = data[i]["image"]
             self.targets[image.numpy().tobytes()] = torch.from_numpy(codec.encode(points.astype(np.float32), labelled)[0])
-            mirrored = (points * [-1, 1] + [codec.input_size[0] - 1, 0])[MIRRORED].astype(np.float32)
-            target, _ = codec.encode(mirrored, labelled[MIRRORED])
+            mirrored = (points * [-1, 1] + [codec.input_size[0] - 1, 0])[list(COCO.mirrored)].astype(np.float32)
+            target, _ = codec.encode(mirrored, labelled[list(COCO.mirrored)])
             self.targets[image.flip(2).numpy().tobytes()] = torch.from_numpy(target)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
@@ -181,8 +182,8 @@ def test_flipped_item_is_the_mirror(root: Path) -> None:
     difference = (plain["image"].flip(2).float() - flipped["image"].float()).abs()
     # The crop's middle lies half a pixel from the mirror's, so compare joints: within a cell.
     a, b = (i["target"].flatten(1).argmax(1) for i in (plain, flipped))
-    expected = 23 - a[torch.from_numpy(MIRRORED)] % 24
-    seen = plain["weight"][torch.from_numpy(MIRRORED)] > 0
+    expected = 23 - a[list(COCO.mirrored)] % 24
+    seen = plain["weight"][list(COCO.mirrored)] > 0
     assert ((b % 24 - expected)[seen].abs() <= 1).all()
     assert difference.mean() < 30
 

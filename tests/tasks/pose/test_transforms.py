@@ -7,8 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tasks.pose import transforms
-from tasks.pose.data import MIRRORED, UPPER
+from tasks.pose.joints import COCO
 from tasks.pose.transforms import Augmentation
+
+UPPER = np.array(COCO.upper)
 
 SIZE = (96, 128)
 number = st.floats(-50, 300)
@@ -58,12 +60,6 @@ def test_mirrored_crop_is_the_mirror_image() -> None:
     assert not np.array_equal(direct, plain)
 
 
-def test_mirrored_joints() -> None:
-    """An involution that swaps left and right."""
-    assert (MIRRORED[MIRRORED] == np.arange(17)).all()
-    assert MIRRORED[0] == 0 and MIRRORED[5] == 6
-
-
 def test_view_is_within_its_bounds() -> None:
     """Kills: an unbounded normal, the wrong side of the scale."""
     np.random.seed(0)
@@ -87,6 +83,7 @@ def test_half_body() -> None:
     tops = [np.allclose(box[0], keypoints[UPPER].mean(axis=0)) for box in boxes if box is not None]
     assert len(tops) == 200 and 0.6 < np.mean(tops) < 0.8
     assert augmentation.half(keypoints, np.arange(17) < 8, UPPER) is None
+    assert augmentation.half(keypoints, everything, everything) is None, "a set without a lower half"
     box = augmentation.half(keypoints, np.arange(17) < 12, UPPER)
     assert box is not None
     np.testing.assert_allclose(box[1], 1.5 * np.array([10.0, 10.0]))

@@ -17,7 +17,7 @@ from torch import nn
 
 from tasks import checkpoint
 from tasks.errors import UserError
-from tasks.pose import mmpose, sample
+from tasks.pose import mmpose_weights, sample
 from tasks.pose.codec import SimCC
 from tasks.pose.model import HeatmapHRNet, SimCCNet, hrnet, resnet
 
@@ -49,7 +49,7 @@ def test_there_and_back(kind: str) -> None:
     """mmpose's names, and the same tensors after both ways. Kills: a prefix that is renamed one way only."""
     torch.manual_seed(0)
     model, other = NETWORKS[kind](), NETWORKS[kind]()
-    theirs = mmpose.to_mmpose(model.state_dict())
+    theirs = mmpose_weights.to_mmpose(model.state_dict())
     assert {key for key in theirs if not key.startswith("backbone.")} == HEADS[kind]
     other.load_state_dict(theirs)
     for key, value in model.state_dict().items():
@@ -98,7 +98,7 @@ def test_file_of_mmengine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     content = {
         "meta": {"epoch": 210, "dataset_meta": {"sigmas": np.ones(17, np.float32), "loss": np.float64(0.5)}},
         "message_hub": {"log_scalars": {"train/loss": HistoryBuffer()}},
-        "state_dict": mmpose.to_mmpose(model.state_dict()),
+        "state_dict": mmpose_weights.to_mmpose(model.state_dict()),
     }
     torch.save(content, tmp_path / "mmpose.pth")
     with pytest.raises(pickle.UnpicklingError):
@@ -116,12 +116,12 @@ def test_written_for_mmpose(tmp_path: Path) -> None:
     """The command's file, and its refusal of what is no pose network."""
     model = NETWORKS["SimCC"]()
     torch.save({"model": model.state_dict(), "average": None}, tmp_path / "best.pt")
-    mmpose.main([str(tmp_path / "best.pt"), str(tmp_path / "out.pth")])
+    mmpose_weights.main([str(tmp_path / "best.pt"), str(tmp_path / "out.pth")])
     written = torch.load(tmp_path / "out.pth", weights_only=True)
     assert torch.equal(written["state_dict"]["head.mlp_head_x.weight"], model.columns.weight)
     torch.save({"fc.weight": torch.zeros(1)}, tmp_path / "other.pt")
     with pytest.raises(UserError, match=r"other\.pt: not a pose network"):
-        mmpose.main([str(tmp_path / "other.pt"), str(tmp_path / "out.pth")])
+        mmpose_weights.main([str(tmp_path / "other.pt"), str(tmp_path / "out.pth")])
 
 
 @pytest.mark.mmpose

@@ -1,6 +1,6 @@
 """Weights of mmpose 1.x: their names and ours, for reading its checkpoints and for writing ours back.
 
-    python -m tasks.pose.mmpose runs/NAME/best.pt for_mmpose.pth
+    python -m tasks.pose.mmpose_weights runs/NAME/best.pt for_mmpose.pth
 
 HRNet with a heatmap head and SimCC heads on ResNet or HRNet have the same tensors here and there, so that only names differ.
 """
@@ -62,7 +62,7 @@ def _replaced(key: str, prefixes: dict[str, str]) -> str:
 def main(arguments: list[str]) -> None:
     """Write the weights of a checkpoint of ours for mmpose."""
     if len(arguments) != 2:
-        raise UserError("expected two files: python -m tasks.pose.mmpose OURS.pt FOR_MMPOSE.pth")
+        raise UserError("expected two files: python -m tasks.pose.mmpose_weights OURS.pt FOR_MMPOSE.pth")
     source, target = map(Path, arguments)
     state = checkpoint.weights(source)
     if not {"head.weight", "columns.weight"} & state.keys():
