@@ -84,12 +84,12 @@ def _scaled(xs: list[Tensor], scale: Tensor) -> list[Tensor]:
 
 
 def scaled_gradients(weights: list[Tensor], gradients: list[Tensor], adaptive: bool) -> list[Tensor]:
-    """T * g, the gradient in the geometry of the perturbation: t = 1 for SAM, t = |w| for ASAM."""
+    """t * g, the gradient in the geometry of the perturbation: t = 1 for SAM, t = |w| for ASAM."""
     return list(torch._foreach_mul(torch._foreach_abs(weights), gradients)) if adaptive else list(gradients)
 
 
 def perturb_(weights: list[Tensor], scaled: list[Tensor], adaptive: bool, scale: Tensor) -> None:
-    """W <- w + e, e = scale * t * (t g), scale = rho / (||t g||_2 + eps).
+    """w <- w + e, e = scale * t * (t g), scale = rho / (||t g||_2 + eps).
 
     Args:
         weights: moved in place.
@@ -101,13 +101,13 @@ def perturb_(weights: list[Tensor], scaled: list[Tensor], adaptive: bool, scale:
 
 
 def psf_(gradients: list[Tensor], sam_gradients: list[Tensor]) -> None:
-    """G <- PSF = g_s - g: the memory of g becomes the PSF's."""
+    """g <- PSF = g_s - g: the memory of g becomes the PSF's."""
     torch._foreach_neg_(gradients)
     torch._foreach_add_(gradients, sam_gradients)
 
 
 def orthogonal_(gradients: list[Tensor], sam_gradients: list[Tensor]) -> None:
-    """G <- g_v = g_s - (<g_s, g> / ||g||^2) g, the part of g_s orthogonal to g. A zero gradient takes nothing away."""
+    """g <- g_v = g_s - (<g_s, g> / ||g||^2) g, the part of g_s orthogonal to g. A zero gradient takes nothing away."""
     square = inner_product(gradients, gradients)
     along = inner_product(gradients, sam_gradients)
     coefficient = torch.where(square > 0, along / square, torch.zeros_like(square))

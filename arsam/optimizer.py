@@ -4,22 +4,24 @@
 
 from __future__ import annotations
 
+import gc
 import warnings
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
-from dataclasses import dataclass
 from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 
-from arsam import functional
+from arsam import ascent as ascents
+from arsam import distributed, functional, scaling
+from arsam.ascent import Ascent
 from arsam.reuse import Decayed, Reuse
-from arsam.sampling import Adaptive, GradientNorm, Sampling
+from arsam.sampling import Adaptive, Sampling
 from arsam.statistics import frozen_statistics
 
 _NO_ASCENT = (
@@ -27,27 +29,8 @@ _NO_ASCENT = (
     " runs forward and backward and returns the loss, or run the second pass yourself inside `with optimizer.perturb():`"
     " before step() whenever `optimizer.due` is true"
 )
-_CLOSURE_UNDER_SCALER = (
-    "a GradScaler steps without a closure: use `arsam.scaled_step(optimizer, closure, scaler)`, or run the second pass"
-    " inside `with optimizer.perturb():` before `scaler.step(optimizer)`"
-)
-_SCALE_UNKNOWN = (
-    "the gradients were unscaled after the second pass, by a scale that the kept vector does not know: enter"
-    " `with optimizer.perturb(scaler):`"
-)
-_NORM_SCALED = (
-    "sampling.GradientNorm reads the gradient before it is unscaled, so its decisions would depend on the loss scale:"
-    " use `arsam.scaled_step(optimizer, closure, scaler)`"
-)
-
-
-@dataclass
-class _Ascent:
-    """What a second pass leaves for the step that follows: the kept vectors and the monitored norms."""
-
-    kept: dict[Tensor, Tensor]
-    norms: tuple[Tensor, Tensor] | None
-    scaled: bool  # still in units of the scaled loss, if a GradScaler is at work
+# Rules with a history, by identity, and the optimizer that each serves.
+_OWNERS: WeakValueDictionary[int, ARSAM] = WeakValueDictionary()
 
 
 class ARSAM(Optimizer):
@@ -104,11 +87,13 @@ class ARSAM(Optimizer):
     _age: int  # one-pass steps since the kept vectors were made
     _kept: dict[Tensor, Tensor]  # parameter -> kept vector, at least float32
     per_rank: bool
-    _pending: _Ascent | None  # made by perturb(), taken in by step()
+    _pending: Ascent | None  # made by perturb(), taken in by step()
     _perturbed: bool
     _agreed: bool  # the ranks share one schedule
     _loss_scale: float | None  # of the present gradient, where known
     _norm_read: bool  # by the sampling rule, from a gradient whose scale was not known
+    _observed: bool  # the sampling rule has been told the norm of this step's gradient
+    _scaler: bool  # the last step was a GradScaler's
 
     # GradScaler then leaves the unscaling to step(), which has the kept vector to unscale too
     _step_supports_amp_scaling = True
@@ -131,9 +116,11 @@ class ARSAM(Optimizer):
             raise ValueError(f"rho must be >= 0, got {rho}")
         if not eps > 0:
             raise ValueError(f"eps must be > 0, got {eps}")
-        if per_rank and isinstance(sampling, GradientNorm):
-            raise ValueError("per_rank=True: ranks with their own gradients would decide apart by sampling.GradientNorm")
-        if per_rank and _ranks() > 1 and not hasattr(model, "no_sync"):
+        if per_rank and getattr(sampling, "reads_gradient", False):
+            raise ValueError(
+                f"per_rank=True: ranks with their own gradients would decide apart by sampling.{type(sampling).__name__}"
+            )
+        if per_rank and distributed.ranks() > 1 and not hasattr(model, "no_sync"):
             raise ValueError("per_rank=True needs model to be the DistributedDataParallel module")
         # Optimizer.__init__ would build groups and state of its own; __setstate__ is what torch runs on an optimizer that
         # already has them, after unpickling. It makes the hook tables and the profiling wrapper, and nothing else.
@@ -156,10 +143,15 @@ class ARSAM(Optimizer):
                 "_agreed": False,
                 "_loss_scale": None,
                 "_norm_read": False,
+                "_observed": False,
+                "_scaler": False,
             }
         )
-        if isinstance(self.reuse, Decayed):
-            self.reuse.follow(self.sampling)
+        if getattr(self.reuse, "needs_spacing", False) and self._spacing() is None:
+            raise ValueError(
+                f'beta="auto" needs a sampling rule with a spacing; {type(self.sampling).__name__} has none: give beta'
+            )
+        self._claim_rule()
         for group in base.param_groups:
             self._complete(group)
         if any(p.dtype in functional.HALF for group in base.param_groups for p in group["params"]):
@@ -170,14 +162,30 @@ class ARSAM(Optimizer):
             )
         self._agree()
 
+    def _claim_rule(self) -> None:
+        """Raise ValueError if the sampling rule has a history, and that of another optimizer."""
+        rule = self.sampling
+        if not getattr(rule, "learns", False):
+            return
+        if id(rule) in _OWNERS:
+            gc.collect()  # the other may be gone, and only wait to be collected
+            owner = _OWNERS.get(id(rule))
+            if owner is not None and owner.sampling is rule:
+                raise ValueError(
+                    f"this {type(rule).__name__} already serves another optimizer, and learns from its steps; give each"
+                    " optimizer a sampling rule of its own"
+                )
+        _OWNERS[id(rule)] = self
+
     def _agree(self) -> None:
         """Give all ranks rank 0's schedule, once."""
-        if self._agreed or _ranks() == 1:
+        if self._agreed or distributed.ranks() == 1:
             return
-        state = [self.sampling.state_dict()]
-        dist.broadcast_object_list(state, src=0)
-        self.sampling.load_state_dict(state[0])
+        distributed.share_schedule(self.sampling)
         self._agreed = True
+
+    def _spacing(self) -> float | None:
+        return getattr(self.sampling, "spacing", None)
 
     def _complete(self, group: dict[str, Any]) -> None:
         group.setdefault("rho", self.defaults["rho"])
@@ -218,6 +226,12 @@ class ARSAM(Optimizer):
         self._norm_read = self._loss_scale is None
         return functional.global_norm([p.grad for p in self._parameters() if p.grad is not None]) / (self._loss_scale or 1.0)
 
+    def _observe(self) -> None:
+        """Tell a sampling rule that reads gradients the norm of this step's, once a step."""
+        if getattr(self.sampling, "reads_gradient", False) and not self._observed:
+            self.sampling.observe(self._gradient_norm())
+            self._observed = True
+
     def _parameters(self) -> list[Tensor]:
         return [p for group in self.param_groups for p in group["params"]]
 
@@ -247,73 +261,29 @@ class ARSAM(Optimizer):
             raise RuntimeError("perturb() is already active; the weights can be perturbed once at a time")
         self._pending = None
         self._agree()
-        _ = self.due  # lets a rule that reads gradients see g, the one it decides by
-        weights = [p for p in self._parameters() if p.grad is not None]
-        gradients = {p: _owned(p) for p in weights}
-        saved: list[Tensor] = []
-        for p in weights:
-            p.grad = None
+        self._observe()
+        for group in self.param_groups:
+            self._complete(group)
+        gradients = ascents.take_gradients(self._parameters())
+        if not self._scaler:
+            self._kept = {}  # to be replaced; a scaler may yet leave the step out, and then needs it
+        saved: dict[Tensor, Tensor] = {}
         self._perturbed = True
         try:
-            self._perturb_weights(gradients, saved)
+            ascents.move_(self.param_groups, gradients, self.eps, saved)
             if self.per_rank and (self.reuse.horizon != 0 or self.sampling.monitor):
-                _average(list(gradients.values()), getattr(self.model, "process_group", None))
+                distributed.average_(list(gradients.values()), getattr(self.model, "process_group", None))
             if self.reuse.horizon == 0:  # only the monitored gradients are needed after the second pass
                 gradients = dict(list(gradients.items())[len(gradients) - self.sampling.monitor :])
             with frozen_statistics(self.model):
                 yield
         finally:
             self._perturbed = False
-            if saved:
-                with torch.no_grad():
-                    functional.copy_(weights[: len(saved)], saved)
-            del saved
-        self._pending = self._take_in(gradients)
+            ascents.restore_(saved)
+            saved.clear()
+        self._pending = ascents.keep(gradients, self.reuse, self.sampling.monitor)
         if scaler is not None:
-            self._unscale(self._pending, 1 / scaler.get_scale())
-
-    @torch.no_grad()
-    def _perturb_weights(self, gradients: dict[Tensor, Tensor], saved: list[Tensor]) -> None:
-        """w <- w + e for the weights that have a gradient, a copy of each appended to `saved` before it moves."""
-        scaled: list[tuple[dict[str, Any], list[Tensor], list[Tensor]]] = []
-        for group in self.param_groups:
-            self._complete(group)
-            weights = [p for p in group["params"] if p in gradients]
-            if weights:
-                own = [gradients[p] for p in weights]
-                scaled.append((group, weights, functional.scaled_gradients(weights, own, group["adaptive"])))
-        norm = functional.global_norm([x for _, _, xs in scaled for x in xs])
-        for group, weights, xs in scaled:
-            # On a CPU one by one: a tensor is moved while the copy still has it in the cache.
-            count = 1 if weights[0].device.type == "cpu" else len(weights)
-            scale = group["rho"] / (norm + self.eps)
-            for i in range(0, len(weights), count):
-                some = slice(i, i + count)
-                saved += [p.clone() for p in weights[some]]
-                functional.perturb_(weights[some], xs[some], group["adaptive"], scale)
-
-    @torch.no_grad()
-    def _take_in(self, gradients: dict[Tensor, Tensor]) -> _Ascent:
-        """Make the kept vectors and the monitored norms of g and g_s; consumes the gradients of the first pass."""
-        both = [(p, g, p.grad) for p, g in gradients.items() if p.grad is not None]
-        norms = None
-        if self.sampling.monitor:
-            last = both[-self.sampling.monitor :]
-            psf = [g_s - g for _, g, g_s in last]
-            norms = functional.global_norm([g for _, g, _ in last]), functional.global_norm(psf)
-        if self.reuse.horizon == 0 or not both:
-            return _Ascent({}, norms, scaled=True)
-        kept = [g.float() if g.dtype in functional.HALF else g for _, g, _ in both]
-        self.reuse.keep_(kept, [g_s for _, _, g_s in both])
-        return _Ascent({p: x for (p, _, _), x in zip(both, kept, strict=True)}, norms, scaled=True)
-
-    @torch.no_grad()
-    def _unscale(self, ascent: _Ascent, inverse: float) -> None:
-        for x in ascent.kept.values():
-            x.mul_(inverse)
-        if ascent.norms is not None:
-            ascent.norms = ascent.norms[0] * inverse, ascent.norms[1] * inverse
-        ascent.scaled = False
+            scaling.unscale_(self._pending, 1 / scaler.get_scale())
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -337,15 +307,22 @@ class ARSAM(Optimizer):
         self._agree()
         loss = None
         found_inf: Tensor | None = getattr(self, "found_inf", None)  # set, with grad_scale, by GradScaler.step
+        self._scaler = found_inf is not None
         if found_inf is not None:
             if closure is not None:
-                raise RuntimeError(_CLOSURE_UNDER_SCALER)
-            if not self._unscaled(found_inf, getattr(self, "grad_scale", None)):
+                raise RuntimeError(scaling.CLOSURE_UNDER_SCALER)
+            norm_read, self._norm_read = self._norm_read, False
+            if norm_read:
+                raise RuntimeError(scaling.NORM_SCALED)
+            grad_scale: Tensor | None = getattr(self, "grad_scale", None)
+            if not scaling.unscale_step(self._parameters(), self._pending, found_inf, grad_scale):
+                self._pending, self._observed = None, False
                 return None
         if closure is not None:
             loss = self._passes(closure)
         elif self._pending is None and self.due:
             raise RuntimeError(_NO_ASCENT)
+        self._observe()
         ascent, self._pending = self._pending, None
         if ascent is not None:
             self._kept, self._age = ascent.kept, 0
@@ -355,34 +332,14 @@ class ARSAM(Optimizer):
         self.sampling.update(self._steps, ascent is not None, ascent.norms if ascent is not None else None)
         self._steps += 1
         self._ascents += ascent is not None
+        self._observed = self._norm_read = False
         return loss
-
-    @torch.no_grad()
-    def _unscaled(self, found_inf: Tensor, grad_scale: Tensor | None) -> bool:
-        """Bring the gradients and the pending ascent to the units of the loss; False if the step is to be left out."""
-        ascent, norm_read = self._pending, self._norm_read
-        self._norm_read = False
-        if norm_read:
-            raise RuntimeError(_NORM_SCALED)
-        if ascent is not None and ascent.scaled and grad_scale is None:
-            raise RuntimeError(_SCALE_UNKNOWN)
-        if float(found_inf):
-            self._pending = None
-            return False
-        if grad_scale is not None:
-            inverse = 1 / float(grad_scale)
-            for p in self._parameters():
-                if p.grad is not None:
-                    p.grad.mul_(inverse)
-            if ascent is not None and ascent.scaled:
-                self._unscale(ascent, inverse)
-        return True
 
     def _passes(self, closure: Callable[[], Any], loss_scale: float | None = None) -> Any:
         """The first pass and, if it is due, the second; returns the loss of the first."""
-        self._pending = None
+        self._pending, self._observed = None, False
         # The ranks' own gradients are wanted only where they give the direction of an ascent.
-        own = self.per_rank and _ranks() > 1 and self.due
+        own = self.per_rank and distributed.ranks() > 1 and self.due
         no_sync: Any = getattr(self.model, "no_sync", nullcontext)
         self._loss_scale = loss_scale
         try:
@@ -401,7 +358,8 @@ class ARSAM(Optimizer):
         self._age += 1
         pairs = [(p.grad, self._kept[p]) for p in self._parameters() if p.grad is not None and p in self._kept]
         if pairs:
-            self.reuse.mix_([g for g, _ in pairs], [x for _, x in pairs], self._age)
+            settings = (self._spacing(),) if getattr(self.reuse, "needs_spacing", False) else ()
+            self.reuse.mix_([g for g, _ in pairs], [x for _, x in pairs], self._age, *settings)
             self._reuses += 1
         if self._age == self.reuse.horizon:
             self._kept = {}
@@ -459,27 +417,3 @@ class ARSAM(Optimizer):
     def __getstate__(self) -> dict[str, Any]:
         # What the class declares: no hooks, and no wrapper that an LR scheduler put around step, as torch's optimizers do.
         return {name: value for name, value in self.__dict__.items() if name in ARSAM.__annotations__}
-
-
-def _owned(parameter: Tensor) -> Tensor:
-    """The gradient of a parameter, as memory that the second backward pass will not write to."""
-    gradient = parameter.grad
-    assert gradient is not None
-    if gradient.layout != torch.strided:
-        raise RuntimeError(f"ARSAM needs dense gradients, got layout {gradient.layout}; build the embedding with sparse=False")
-    # A view belongs to somebody else: DDP with gradient_as_bucket_view would overwrite it in the second pass.
-    return gradient.detach().clone() if gradient._is_view() else gradient.detach()
-
-
-def _ranks() -> int:
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-
-
-def _average(tensors: list[Tensor], group: Any) -> None:
-    """Mean over the ranks, in place."""
-    if _ranks() == 1:
-        return
-    works = [dist.all_reduce(x, group=group, async_op=True) for x in tensors]
-    for work in works:
-        work.wait()
-    torch._foreach_div_(tensors, dist.get_world_size(group))

@@ -9,7 +9,7 @@ keeps the vector, in float32 at least, one tensor per parameter.
 
 from __future__ import annotations
 
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -18,23 +18,33 @@ from arsam import functional
 
 
 class Reuse(Protocol):
-    """What the optimizer asks of a reuse rule."""
+    """What the optimizer asks of a reuse rule.
 
-    @property
-    def horizon(self) -> int | None:
-        """One-pass steps that a kept vector serves; 0: nothing is kept; None: until the next ascent."""
-        ...
+    Attributes:
+        horizon: one-pass steps that a kept vector serves; 0: nothing is kept; None: until the next ascent.
+        needs_spacing: does `mix_` need to know the spacing of the ascents?
+    """
+
+    horizon: int | None
+    needs_spacing: bool = False
 
     def keep_(self, gradients: list[Tensor], sam_gradients: list[Tensor]) -> None:
         """Turn g, in place, into the vector that is kept."""
         ...
 
-    def mix_(self, gradients: list[Tensor], kept: list[Tensor], age: int) -> None:
-        """Mix the kept vector of this age (1, 2, ..., horizon) into g, in place."""
+    def mix_(self, gradients: list[Tensor], kept: list[Tensor], age: int, spacing: float | None = None) -> None:
+        """Mix the kept vector into g, in place.
+
+        Args:
+            gradients: g, one tensor per parameter.
+            kept: the kept vector, a tensor for each of them.
+            age: one-pass steps since its ascent, this one counted: 1, 2, ..., horizon.
+            spacing: mean number of steps from one ascent to the next at present; None: the sampling rule does not know.
+        """
         ...
 
 
-class Nothing:
+class Nothing(Reuse):
     """A one-pass step updates with its own gradient g: plain SAM on the steps in between (SS-SAM, late-phase SAM, AE-SAM)."""
 
     horizon = 0
@@ -42,11 +52,11 @@ class Nothing:
     def keep_(self, gradients: list[Tensor], sam_gradients: list[Tensor]) -> None:
         """Never called: the horizon is 0."""
 
-    def mix_(self, gradients: list[Tensor], kept: list[Tensor], age: int) -> None:
+    def mix_(self, gradients: list[Tensor], kept: list[Tensor], age: int, spacing: float | None = None) -> None:
         """Never called: the horizon is 0."""
 
 
-class Decayed:
+class Decayed(Reuse):
     """g + beta^j PSF on the j-th one-pass step after an ascent, j = 1 ... horizon; then g (arXiv 2510.03763).
 
     With ``beta="auto"`` the decay follows the spacing k of the ascents, the mean number of steps from one to the next as the
@@ -71,32 +81,30 @@ class Decayed:
             )
         self.beta: float | Literal["auto"] = beta
         self.horizon = None if horizon is None else int(horizon)
-        self._sampling: Any = None
+        self.needs_spacing = beta == "auto"
 
-    def follow(self, sampling: Any) -> None:
-        """Take the spacing from this sampling rule. Called by the optimizer, when it is built.
+    def decay(self, spacing: float | None = None) -> float:
+        """beta; where it is "auto", 1 - 1 / max(k, 10) with k the spacing of the ascents, in steps.
 
         Raises:
-            ValueError: beta is "auto" and the rule has no spacing.
+            ValueError: beta is "auto", and no spacing is given.
         """
-        if self.beta == "auto" and not hasattr(sampling, "spacing"):
-            raise ValueError(f'beta="auto" needs a sampling rule with a spacing; {type(sampling).__name__} has none: give beta')
-        self._sampling = sampling
-
-    def decay(self) -> float:
-        """Beta as it is at present, with the spacing put in."""
-        return 1 - 1 / max(self._sampling.spacing, 10.0) if isinstance(self.beta, str) else self.beta
+        if not isinstance(self.beta, str):
+            return self.beta
+        if spacing is None:
+            raise ValueError('beta="auto" follows the spacing of the ascents: give it, decay(optimizer.sampling.spacing)')
+        return 1 - 1 / max(spacing, 10.0)
 
     def keep_(self, gradients: list[Tensor], sam_gradients: list[Tensor]) -> None:
-        """G <- PSF = g_s - g."""
+        """g <- PSF = g_s - g."""
         functional.psf_(gradients, sam_gradients)
 
-    def mix_(self, gradients: list[Tensor], kept: list[Tensor], age: int) -> None:
-        """G <- g + beta^age PSF."""
-        torch._foreach_add_(gradients, kept, alpha=self.decay() ** age)
+    def mix_(self, gradients: list[Tensor], kept: list[Tensor], age: int, spacing: float | None = None) -> None:
+        """g <- g + beta^age PSF."""
+        torch._foreach_add_(gradients, kept, alpha=self.decay(spacing) ** age)
 
 
-class Orthogonal:
+class Orthogonal(Reuse):
     """LookSAM: g + alpha * (||g|| / ||g_v||) * g_v, g_v the part of g_s orthogonal to g, until the next ascent.
 
     Args:
@@ -111,11 +119,14 @@ class Orthogonal:
         self.alpha = alpha
 
     def keep_(self, gradients: list[Tensor], sam_gradients: list[Tensor]) -> None:
-        """G <- g_v."""
+        """g <- g_v."""
         functional.orthogonal_(gradients, sam_gradients)
 
-    def mix_(self, gradients: list[Tensor], kept: list[Tensor], age: int) -> None:
-        """G <- g + alpha * ||g|| / ||g_v|| * g_v; a zero g_v adds nothing."""
+    def mix_(self, gradients: list[Tensor], kept: list[Tensor], age: int, spacing: float | None = None) -> None:
+        """g <- g + alpha * ||g|| / ||g_v|| * g_v; a zero g_v adds nothing."""
         norm = functional.global_norm(kept)
         ratio = functional.global_norm(gradients) / norm
         functional.add_scaled_(gradients, kept, self.alpha * torch.where(norm > 0, ratio, torch.zeros_like(norm)))
+
+
+RULES = (Decayed, Nothing, Orthogonal)

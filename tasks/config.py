@@ -204,8 +204,7 @@ def _resolved(hint: Any) -> Any:
 
 def _names() -> dict[str, Any]:
     """What an override may call."""
-    public = {n: c for module in (arsam.sampling, arsam.reuse) for n, c in vars(module).items() if inspect.isclass(c)}
-    rules = {n: c for n, c in public.items() if c.__module__.startswith("arsam.") and not n.startswith("_")}
+    rules = {c.__name__: c for c in (*arsam.sampling.RULES, *arsam.reuse.RULES)}
     optimizers = {n: c for n, c in vars(torch.optim).items() if inspect.isclass(c) and issubclass(c, Optimizer)}
     factors = {n: f for n, f in vars(schedules).items() if inspect.isfunction(f) and not n.startswith("_")}
     return {**optimizers, **rules, **factors, "ARSAM": arsam.ARSAM, "Epochs": Epochs}

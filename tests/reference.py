@@ -133,7 +133,7 @@ def budget(passes_per_step: float, total_steps: int, warmup: int = 0) -> set[int
 
 
 def decayed(beta: float, horizon: int) -> Callable[..., list[Tensor]]:
-    """G + beta^j PSF up to the horizon."""
+    """g + beta^j PSF up to the horizon."""
 
     def mix(g: list[Tensor], age: int, g0: list[Tensor], g_s0: list[Tensor]) -> list[Tensor]:
         if age > horizon:
@@ -144,7 +144,7 @@ def decayed(beta: float, horizon: int) -> Callable[..., list[Tensor]]:
 
 
 def looksam(alpha: float) -> Callable[..., list[Tensor]]:
-    """G + alpha ||g|| / ||g_v|| g_v."""
+    """g + alpha ||g|| / ||g_v|| g_v."""
 
     def mix(g: list[Tensor], age: int, g0: list[Tensor], g_s0: list[Tensor]) -> list[Tensor]:
         along = sum(float((a * b).sum()) for a, b in zip(g0, g_s0, strict=True)) / norm(g0) ** 2

@@ -152,12 +152,7 @@ def _rule(module: ModuleType, config: dict[str, Any] | None) -> Any:
         return None
     settings = dict(config)
     name = settings.pop("type", None)
-    rules = {x.__name__: x for x in vars(module).values() if _is_rule(x, module)}
+    rules = {x.__name__: x for x in module.RULES}
     if name not in rules:
         raise ValueError(f"{module.__name__} has no rule {name!r}; type must be one of {', '.join(rules)}")
     return rules[name](**settings)
-
-
-def _is_rule(x: Any, module: ModuleType) -> bool:
-    own = isinstance(x, type) and x.__module__.startswith(module.__name__)
-    return own and not x.__name__.startswith("_") and not getattr(x, "_is_protocol", False)

@@ -1,5 +1,20 @@
-"""When the second pass is due: see `arsam.sampling.rules`."""
+"""When the second pass is due: the sampling rules, `RULES`, and their protocol `Sampling`."""
 
-from arsam.sampling.rules import Adaptive, Always, Bernoulli, Budget, GradientNorm, Never, Periodic, Sampling, Tail
+from arsam.sampling.adaptive import Adaptive
+from arsam.sampling.gradient_norm import GradientNorm
+from arsam.sampling.rules import Always, Bernoulli, Budget, Never, Periodic, Sampling, Tail
 
-__all__ = ["Adaptive", "Always", "Bernoulli", "Budget", "GradientNorm", "Never", "Periodic", "Sampling", "Tail"]
+RULES = (Adaptive, Always, Bernoulli, Budget, GradientNorm, Never, Periodic, Tail)
+
+__all__ = [
+    "RULES",
+    "Adaptive",
+    "Always",
+    "Bernoulli",
+    "Budget",
+    "GradientNorm",
+    "Never",
+    "Periodic",
+    "Sampling",
+    "Tail",
+]

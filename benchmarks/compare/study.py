@@ -48,16 +48,16 @@ Data = dict[str, Split]  # "train" (its labels may be noisy), "val" and "test"
 class Reversed(Decayed):
     """A control: the kept PSF with its sign flipped. If it does as well as the PSF, the direction is not what helps."""
 
-    def mix_(self, gradients: list[Tensor], kept: list[Tensor], age: int) -> None:
-        """G <- g - beta^age PSF."""
-        functional.add_scaled_(gradients, kept, torch.tensor(-(self.decay() ** age)))
+    def mix_(self, gradients: list[Tensor], kept: list[Tensor], age: int, spacing: float | None = None) -> None:
+        """g <- g - beta^age PSF."""
+        functional.add_scaled_(gradients, kept, torch.tensor(-(self.decay(spacing) ** age)))
 
 
 class RandomVector(Decayed):
     """A control: noise with the PSF's norm, tensor by tensor. If it does as well as the PSF, any noise of the size does."""
 
     def keep_(self, gradients: list[Tensor], sam_gradients: list[Tensor]) -> None:
-        """G <- ||PSF|| n / ||n||, n of independent normal entries."""
+        """g <- ||PSF|| n / ||n||, n of independent normal entries."""
         super().keep_(gradients, sam_gradients)
         for x in gradients:
             noise = torch.randn_like(x)
@@ -68,7 +68,7 @@ class PermutedVector(Decayed):
     """A control: the PSF with its entries in another order, tensor by tensor: its sizes without their places."""
 
     def keep_(self, gradients: list[Tensor], sam_gradients: list[Tensor]) -> None:
-        """G <- PSF permuted."""
+        """g <- PSF permuted."""
         super().keep_(gradients, sam_gradients)
         for x in gradients:
             x.copy_(x.flatten()[torch.randperm(x.numel(), device=x.device)].view_as(x))
@@ -80,7 +80,7 @@ class GradientNoise(Decayed):
     _last: list[Tensor] | None = None
 
     def keep_(self, gradients: list[Tensor], sam_gradients: list[Tensor]) -> None:
-        """G <- ||PSF|| (g - g_before) / ||g - g_before||."""
+        """g <- ||PSF|| (g - g_before) / ||g - g_before||."""
         last, self._last = self._last, [x.clone() for x in gradients]
         super().keep_(gradients, sam_gradients)
         for x, now, before in zip(gradients, self._last, last or self._last, strict=True):
@@ -92,7 +92,7 @@ class Rounded(Decayed):
     """The PSF as it would be kept in bfloat16, with half the memory."""
 
     def keep_(self, gradients: list[Tensor], sam_gradients: list[Tensor]) -> None:
-        """G <- PSF, rounded."""
+        """g <- PSF, rounded."""
         super().keep_(gradients, sam_gradients)
         for x in gradients:
             x.copy_(x.bfloat16())

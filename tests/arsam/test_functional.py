@@ -20,7 +20,7 @@ def test_global_norm() -> None:
 
 @pytest.mark.parametrize("adaptive", [False, True])
 def test_perturbation(adaptive: bool) -> None:
-    """E = rho t^2 g / ||t g||. Kills: w in place of w^2, the norm of g in ASAM."""
+    """e = rho t^2 g / ||t g||. Kills: w in place of w^2, the norm of g in ASAM."""
     w, g = torch.tensor([2.0, -1.0, 0.5]), torch.tensor([1.0, 2.0, -2.0])
     t = w.abs() if adaptive else torch.ones(3)
     moved = [w.clone()]

@@ -7,6 +7,7 @@ import io
 import math
 import pickle
 import random
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -172,7 +173,7 @@ def test_arsam_equals_its_restatement(log: bool) -> None:
 
 
 def test_mixed_gradient_on_each_age() -> None:
-    """G + 0.7^j PSF for j = 1 ... 6, then g. Kills: float horizon, beta^(j-1), beta^(j+1)."""
+    """g + 0.7^j PSF for j = 1 ... 6, then g. Kills: float horizon, beta^(j-1), beta^(j+1)."""
     weight = nn.Parameter(torch.tensor([1.0, -2.0], dtype=torch.float64))
     base = SGD([weight], lr=0.0)
     seen: list[Tensor] = []
@@ -247,6 +248,73 @@ def test_gradient_norm_decides_alike_by_hand() -> None:
         two.step()
     assert_same(model, other)
     assert one.stats == two.stats and 0 < one.stats["ascents"] < 40
+
+
+def test_asking_due_once_more_changes_nothing() -> None:
+    """A log line between the passes and the step. Kills: running averages that take in g_s, or g twice."""
+    runs: list[ARSAM] = []
+    for asks in (False, True):
+        model, loss_of = problem()
+        optimizer = ARSAM(SGD(model.parameters(), lr=0.5), sampling=sampling.GradientNorm(-9, -9, 10), reuse=reuse.Nothing())
+        for _ in range(3):
+            optimizer.zero_grad()
+            loss_of(model).backward()
+            with optimizer.perturb():
+                loss_of(model).backward()
+            if asks:
+                assert optimizer.due and optimizer.due
+            optimizer.step()
+        runs.append(optimizer)
+    assert runs[0].sampling.state_dict() == runs[1].sampling.state_dict()
+
+
+def test_one_reuse_rule_for_two_optimizers() -> None:
+    """A generator and a discriminator. Kills: the spacing of the one as the other's decay."""
+    rule = reuse.Decayed("auto", horizon=None)
+
+    def mixed(*spacings: int) -> Tensor:
+        """What the first optimizer's base sees one step after its ascent, where the others are built as well."""
+        weight = nn.Parameter(torch.tensor([1.0, -2.0], dtype=torch.float64))
+        optimizers = [ARSAM(SGD([weight], lr=0.0), rho=0.5, sampling=sampling.Periodic(k), reuse=rule) for k in spacings]
+        closure = closure_of(optimizers[0], nn.Module(), lambda _: (weight**4).sum())
+        for _ in range(2):
+            optimizers[0].step(closure)
+        assert weight.grad is not None
+        return weight.grad.clone()
+
+    assert torch.equal(mixed(100), mixed(100, 20))
+    assert not torch.equal(mixed(100), mixed(20))
+
+
+def test_a_rule_with_a_history_serves_one_optimizer() -> None:
+    """Two optimizers would halve its ascents. Kills: a shared history, a refusal that outlives the first optimizer."""
+    weight = nn.Parameter(torch.ones(2))
+    for rule in (sampling.Adaptive(), sampling.GradientNorm(1, -1, 10)):
+        first = ARSAM(SGD([weight], lr=0.1), sampling=rule)
+        with pytest.raises(ValueError, match="already serves another optimizer"):
+            ARSAM(SGD([weight], lr=0.1), sampling=rule)
+        del first
+        ARSAM(SGD([weight], lr=0.1), sampling=rule)
+    shared = sampling.Periodic(5)
+    assert ARSAM(SGD([weight], lr=0.1), sampling=shared).sampling is ARSAM(SGD([weight], lr=0.1), sampling=shared).sampling
+
+
+def test_the_old_psf_is_gone_before_the_second_pass() -> None:
+    """Two vectors at once would be one the size of the parameters too many. Kills: an old PSF that outlives its use."""
+    model, loss_of = problem()
+    optimizer = ARSAM(SGD(model.parameters(), lr=0.1), sampling=sampling.Periodic(3), reuse=reuse.Decayed(0.9, None))
+    held: list[Any] = []
+
+    def looking(m: nn.Module) -> Tensor:
+        held.append([ref() is not None for ref in references])
+        return loss_of(m)
+
+    references: list[Any] = []
+    closure = closure_of(optimizer, model, looking)
+    for _ in range(4):
+        optimizer.step(closure)
+        references = [weakref.ref(x) for x in optimizer._kept.values()]
+    assert held[-2:] == [[True] * 5, [False] * 5]
 
 
 def test_step_without_the_ascent_that_is_due() -> None:

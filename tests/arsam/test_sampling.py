@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from arsam import sampling
+from arsam import reuse, sampling
 from arsam.sampling import Adaptive, Bernoulli, Budget, GradientNorm, Periodic, Tail
 from tests import reference
 
@@ -163,6 +163,7 @@ def test_gradient_norm_ramps() -> None:
     for step in range(1000):
         value = 1 + 0.1 * torch.rand((), generator=generator)
         taken.append(rule.due(step, lambda value=value: value))
+        rule.observe(value)
         rule.update(step, taken[-1], None)
     assert sum(taken[20:300]) == 0 and all(taken[900:])
 
@@ -199,3 +200,23 @@ def test_public_names() -> None:
     """The contract's names."""
     for name in ["Always", "Never", "Periodic", "Bernoulli", "Tail", "Budget", "GradientNorm", "Adaptive"]:
         assert hasattr(sampling, name)
+
+
+def test_rules_are_all_named() -> None:
+    """What overrides and configs of other loops look up. Kills: a rule that cannot be named there."""
+    assert {r.__name__ for r in sampling.RULES} == set(sampling.__all__) - {"RULES", "Sampling"}
+    assert {r.__name__ for r in reuse.RULES} == {"Decayed", "Nothing", "Orthogonal"}
+
+
+def test_asking_again_changes_nothing() -> None:
+    """GradientNorm is asked about g, about g_s, and again. Kills: running averages that are written when `due` is read."""
+    rule, other = (GradientNorm(lambda1=1.0, lambda2=-1.0, total_steps=20) for _ in range(2))
+    for step in range(20):
+        norm = torch.tensor(1.0 + 0.3 * math.sin(step))
+        assert rule.due(step, lambda norm=norm: norm) == other.due(step, lambda norm=norm: norm)
+        rule.observe(norm)
+        other.observe(norm)
+        rule.due(step, lambda: torch.tensor(9.0))
+        rule.update(step, False, None)
+        other.update(step, False, None)
+        assert rule.state_dict() == other.state_dict()
