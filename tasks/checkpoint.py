@@ -8,6 +8,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
 
 from tasks import folder
@@ -26,16 +27,31 @@ class _Ignored:
     def __setstate__(self, _: Any) -> None:
         pass
 
+    def __setitem__(self, _: Any, __: Any) -> None:
+        pass
 
-# mmengine writes its log beside the weights: buffers of numpy arrays, with their methods. None of it is rebuilt, so that
-# none of it can run.
+
+# What trainers write beside the weights: their arguments and settings; mmengine's log, buffers of numpy arrays with their
+# methods. None of it is rebuilt, so that none of it can run; a name that is not listed is refused.
 _BESIDE_WEIGHTS = (
+    "argparse.Namespace",
     "builtins.getattr",
+    "mmengine.config.config.ConfigDict",
     "mmengine.logging.history_buffer.HistoryBuffer",
     "numpy.ndarray",
     "numpy.dtype",
     *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("_reconstruct", "scalar")),
+    *(f"pathlib.{name}" for name in ("PosixPath", "WindowsPath", "_local.PosixPath", "_local.WindowsPath")),
+    *(f"{fabric}.utilities.data.AttributeDict" for fabric in ("lightning.fabric", "lightning_fabric")),
+    *(f"omegaconf.{name}" for name in ("dictconfig.DictConfig", "listconfig.ListConfig", "nodes.AnyNode")),
+    *(f"omegaconf.base.{name}" for name in ("ContainerMetadata", "Metadata")),
 )
+
+# Under which key a trainer's file has the weights, those averaged over time first: ours, timm's, torchvision's references';
+# then the trained ones, and Lightning's and mmengine's "state_dict".
+_AVERAGED = ("average", "state_dict_ema", "model_ema")
+_WEIGHTS = ("model", "state_dict", "model_state_dict")
+_WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")  # names that torch puts in between
 
 
 def save(path: Path, state: dict[str, Any], previous: Path | None = None) -> None:
@@ -93,6 +109,8 @@ def load(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{path}: no such checkpoint")
     try:
+        if path.suffix == ".safetensors":
+            return dict(safetensors.torch.load_file(path))
         _check(path)
         with torch.serialization.safe_globals([(_Ignored, name) for name in _BESIDE_WEIGHTS]):
             state = torch.load(path, map_location="cpu", weights_only=True)
@@ -116,31 +134,56 @@ def _check(path: Path) -> None:
 
 
 def weights(path: Path) -> dict[str, Any]:
-    """The state_dict in a run's checkpoint, the averaged weights where it has them, in one of mmengine, or in a bare one.
+    """The state_dict in a file, the averaged weights where it has them; whose wrappers' names are left out.
+
+    Files of our runs, of timm's train.py, torchvision's references, Lightning and mmengine, bare state_dicts, safetensors.
 
     Raises:
         UserError: unreadable.
     """
     state = load(path)
     found = next(
-        (part for part in map(state.get, ("average", "model", "state_dict")) if isinstance(part, dict) and part), state
+        ((key, state[key]) for key in (*_AVERAGED, *_WEIGHTS) if isinstance(state.get(key), dict) and state[key]), None
     )
+    key, found = found or ("", state)
+    if key in _AVERAGED[1:]:  # ours is the rule in a run's own folder
+        print(f"{path}: takes {key}, the averaged weights", file=sys.stderr, flush=True)
     if not all(isinstance(name, str) for name in found):
         raise UserError(f"{path}: not a state_dict: its keys are no names")
+    for wrapper in _WRAPPERS:
+        found = {name.replace(wrapper, ""): value for name, value in found.items()}
     return found
 
 
 def fill(model: torch.nn.Module, state: dict[str, Any], path: Path) -> None:
-    """Load a state_dict into a model.
+    """Load a state_dict into a model: by name, behind a common prefix (DDP's, Lightning's), or by order if names alone differ.
 
     Raises:
         UserError: the keys or shapes are not the model's.
     """
     try:
-        model.load_state_dict(state)
+        model.load_state_dict(_renamed(model.state_dict(), state, path))
     except (RuntimeError, TypeError, AttributeError) as error:
         first = " ".join(str(error).split())[:300]
         raise UserError(f"{path}: does not fit the model of this config: {first}") from error
+
+
+def _renamed(wanted: dict[str, Any], state: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The state under the model's names, if there is one way to see that it is the model's."""
+    if not wanted or wanted.keys() & state.keys():
+        return state
+    first = next(iter(wanted))
+    for prefix in sorted((name.removesuffix(first) for name in state if name.endswith("." + first)), key=len):
+        if all(prefix + name in state for name in wanted):
+            return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+
+    def form(tensors: dict[str, Any]) -> list[Any]:
+        return [(name.rpartition(".")[2], getattr(value, "shape", None)) for name, value in tensors.items()]
+
+    if form(wanted) == form(state):
+        print(f"{path}: other names, the same {len(state)} tensors in the same order: taken", file=sys.stderr, flush=True)
+        return dict(zip(wanted, state.values(), strict=True))
+    return state
 
 
 def load_weights(model: torch.nn.Module, path: Path) -> None:
