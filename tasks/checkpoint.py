@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import zipfile
 from pathlib import Path
@@ -82,6 +83,25 @@ def _keep(path: Path, previous: Path) -> None:
         os.link(path, previous)  # so that `path` is there all the time
     except OSError:  # a file system without hard links
         os.replace(path, previous)
+
+
+def share(path: Path, other: Path) -> None:
+    """Make `other` the same checkpoint as `path`, which is never written in place: one file with two names, or a copy.
+
+    Raises:
+        OSError: the disk is full or forbids it; the old file stays.
+    """
+    if other.exists() and other.samefile(path):  # renaming a file to itself would leave the temporary name
+        return
+    temporary = other.with_suffix(".tmp")
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(path, temporary)
+        os.replace(temporary, other)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        with folder.aside(other) as file, open(path, "rb") as source:
+            shutil.copyfileobj(source, file)
 
 
 def recover(path: Path, previous: Path) -> None:

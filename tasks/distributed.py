@@ -65,13 +65,13 @@ def first(value: T) -> T:
     return box[0]
 
 
-def anywhere(flag: bool) -> bool:
-    """Is the flag set in any process?"""
+def anywhere(*flags: bool) -> tuple[bool, ...]:
+    """Which of the flags are set in any process?"""
     if world() == 1:
-        return flag
-    count = torch.tensor(int(flag))  # on the CPU: no accelerator is made to wait
-    dist.all_reduce(count)
-    return bool(count)
+        return flags
+    counts = torch.tensor(flags, dtype=torch.int32)  # on the CPU: no accelerator is made to wait
+    dist.all_reduce(counts)
+    return tuple(bool(count) for count in counts)
 
 
 def parallel(model: nn.Module, device: torch.device) -> nn.Module:

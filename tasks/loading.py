@@ -1,40 +1,53 @@
-"""Which items make up which batch of a run: a function of the seed and the step alone, whoever loads them."""
+"""Which items make up which batch of a run: a function of the seed and the step alone, whoever loads them.
+
+A data set may answer one item, ``data[index]``, or a whole batch, ``data.batch(indices) -> Batch`` with indices [B] int64.
+The second is asked in the training process, without workers and without a seed per item: it is for data that lie in memory.
+What it draws comes from torch's own generator, whose state is in the checkpoint, so that such a run too is resumed bitwise.
+"""
 
 from __future__ import annotations
 
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 from tasks import distributed
 from tasks.config import Config
 from tasks.task import Batch
 
+Keys = list[tuple[int, int]]  # (epoch, index) of each item of a batch
 
-def loader(data: Dataset[Any], config: Config, device: torch.device, **batching: Any) -> DataLoader[Batch]:
-    """A loader of seeded items; what is in a batch is given by a sampler of (epoch, index) keys.
+
+def load(data: Any, config: Config, device: torch.device, batches: Iterable[Keys]) -> Iterable[Batch]:
+    """The batches with these keys, one after the other.
 
     Args:
         data: the split.
         config: seed and workers.
         device: the batches go to.
-        batching: DataLoader's batch_sampler, or batch_size and sampler.
+        batches: keys of each.
     """
+    if hasattr(data, "batch"):
+        return (data.batch(torch.tensor([index for _, index in keys])) for keys in batches)
     # A generator of its own: without one a loader draws from the global one, and a resumed run would be a draw ahead.
     generator = torch.Generator().manual_seed(config.seed)
     workers = min(config.num_workers, os.cpu_count() or 1)
     return DataLoader(
-        Seeded(data, config.seed), num_workers=workers, pin_memory=device.type == "cuda", generator=generator, **batching
+        Seeded(data, config.seed),
+        batch_sampler=batches,  # type: ignore[arg-type]
+        num_workers=workers,
+        pin_memory=device.type == "cuda",
+        generator=generator,
     )
 
 
-class Batches(Sampler[list[tuple[int, int]]]):
-    """(epoch, index) keys of every batch of a run from step `start` on, this process' share of them.
+class Batches:
+    """(epoch, index) keys of every batch of a run, this process' share of them.
 
     Args:
         items: in the training split.
@@ -48,29 +61,26 @@ class Batches(Sampler[list[tuple[int, int]]]):
         self.size = min(size, items)
         self.per_epoch = items // self.size
         self.total = self.per_epoch * epochs
-        self.start = 0
         self._seed = seed
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+    def after(self, step: int) -> Iterator[Keys]:
+        """The batches of a run that has taken `step` steps."""
         order: list[int] = []
-        for step in range(self.start, self.total):
-            if not order or step % self.per_epoch == 0:
-                order = self._order(step // self.per_epoch)
-            yield distributed.share(self._keys(step, order))
+        for number in range(step, self.total):
+            if not order or number % self.per_epoch == 0:
+                order = self._order(number // self.per_epoch)
+            yield distributed.share(self._keys(number, order))
 
-    def keys(self, step: int) -> list[tuple[int, int]]:
+    def keys(self, step: int) -> Keys:
         """The whole batch of one step, over all processes."""
         return self._keys(step, self._order(step // self.per_epoch))
 
-    def _keys(self, step: int, order: list[int]) -> list[tuple[int, int]]:
+    def _keys(self, step: int, order: list[int]) -> Keys:
         epoch, place = divmod(step, self.per_epoch)
         return [(epoch, index) for index in order[place * self.size : (place + 1) * self.size]]
 
     def _order(self, epoch: int) -> list[int]:
         return np.random.default_rng([self._seed, epoch]).permutation(self.items).tolist()
-
-    def __len__(self) -> int:
-        return self.total - self.start
 
 
 class Seeded(Dataset[Any]):
@@ -82,17 +92,20 @@ class Seeded(Dataset[Any]):
     def __init__(self, data: Dataset[Any], seed: int) -> None:
         self._data = data
         self._seed = seed
+        self._generator = np.random.MT19937(0)
 
     def __getitem__(self, key: tuple[int, int]) -> Any:
         epoch, index = key
         word = int(np.random.SeedSequence([self._seed, epoch, index]).generate_state(1)[0])
-        before = random.getstate(), np.random.get_state()
-        with torch.random.fork_rng(devices=()):
-            random.seed(word)
-            np.random.seed(word)
-            torch.manual_seed(word)
-            try:
-                return self._data[index]
-            finally:
-                random.setstate(before[0])
-                np.random.set_state(before[1])
+        # numpy's global generator is exchanged for one of our own, since a copy of its state costs more than a small picture.
+        before = random.getstate(), np.random.get_bit_generator(), torch.get_rng_state()
+        np.random.set_bit_generator(self._generator)
+        random.seed(word)
+        np.random.seed(word)
+        torch.default_generator.manual_seed(word)
+        try:
+            return self._data[index]
+        finally:
+            random.setstate(before[0])
+            np.random.set_bit_generator(before[1])
+            torch.set_rng_state(before[2])

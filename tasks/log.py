@@ -52,34 +52,50 @@ def _commit() -> str | None:
 
 
 class Metrics:
-    """metrics.jsonl: one line per epoch and one per evaluation, in order.
+    """metrics.jsonl: one line per epoch and one per evaluation, in order; a line is appended.
 
     Args:
-        path: the file.
-        epoch: lines of later epochs are dropped: a resumed run writes them again.
-        lines: so far; None: those of the file.
-        writes: False keeps the lines and writes none: this process is not the first.
+        path: the file, which is written anew; None: the lines are kept and not written.
+        lines: so far.
+
+    Raises:
+        UserError: the file cannot be written.
     """
 
-    def __init__(self, path: Path, epoch: int = 0, writes: bool = True, lines: list[dict[str, Any]] | None = None) -> None:
+    def __init__(self, path: Path | None, lines: list[dict[str, Any]] | None = None) -> None:
         self._path = path
-        self._writes = writes
-        self.lines = [line for line in (read(path) if lines is None else lines) if line["epoch"] <= epoch] if epoch else []
-        if writes:
+        self._whole = False  # the file holds all lines and nothing else
+        self.lines = [] if lines is None else lines
+        if path is not None:
             with folder.required(path):
                 self.flush()
 
     def write(self, line: dict[str, Any]) -> None:
         """Append a line. One that cannot be written waits for the next."""
         self.lines.append(line)
-        if self._writes:
+        if self._path is not None:
+            with folder.tolerated(self._path):
+                if not self._whole:
+                    self.flush()
+                    return
+                self._whole = False
+                with open(self._path, "ab") as file:
+                    file.write((json.dumps(line) + "\n").encode())
+                self._whole = True
+
+    def replace(self, lines: list[dict[str, Any]]) -> None:
+        """Hold these lines instead, and write them."""
+        self.lines, self._whole = lines, False
+        if self._path is not None:
             with folder.tolerated(self._path):
                 self.flush()
 
     def flush(self) -> None:
-        """Write all lines anew: they are few, and no line is ever torn."""
-        with folder.aside(self._path) as file:
-            file.write("".join(json.dumps(line) + "\n" for line in self.lines).encode())
+        """Write all lines anew, if the file does not hold them all: after a write that failed part of one may be there."""
+        if self._path is not None and not self._whole:
+            with folder.aside(self._path) as file:
+                file.write("".join(json.dumps(line) + "\n" for line in self.lines).encode())
+            self._whole = True
 
 
 def read(path: Path) -> list[dict[str, Any]]:

@@ -5,7 +5,28 @@ Each is a function of the optimizer step t = 0, 1, ..., total_steps - 1.
 
 from __future__ import annotations
 
+import functools
 import math
+from typing import Any
+
+
+class Epochs(int):
+    """A whole number of epochs, where steps are expected: the engine turns it into steps."""
+
+    def __repr__(self) -> str:
+        return f"Epochs({int(self)})"
+
+
+def in_steps(value: Any, steps_per_epoch: int) -> Any:
+    """Replace every `Epochs` in a partial's arguments, or in a tuple, by steps."""
+    if isinstance(value, Epochs):
+        return int(value) * steps_per_epoch
+    if isinstance(value, tuple):
+        return tuple(in_steps(v, steps_per_epoch) for v in value)
+    if isinstance(value, functools.partial):
+        keywords = {k: in_steps(v, steps_per_epoch) for k, v in value.keywords.items()}
+        return functools.partial(value.func, *(in_steps(a, steps_per_epoch) for a in value.args), **keywords)
+    return value
 
 
 def _warmup(step: int, warmup: int, start: float) -> float:
@@ -19,7 +40,7 @@ def cosine(step: int, total_steps: int, *, warmup: int = 0, start: float = 0.001
     Args:
         step: t, from 0.
         total_steps: of the whole run.
-        warmup: steps, or `tasks.config.Epochs`.
+        warmup: steps, or `Epochs`.
         start: factor on the first step of the warm-up.
         floor: factor after the last step.
     """
@@ -37,9 +58,12 @@ def multistep(
     Args:
         step: t, from 0.
         total_steps: not used; every schedule is called alike.
-        milestones: steps, or `tasks.config.Epochs`.
+        milestones: steps, or `Epochs`.
         gamma: factor per milestone.
-        warmup: steps, or `tasks.config.Epochs`.
+        warmup: steps, or `Epochs`.
         start: factor on the first step of the warm-up.
     """
     return _warmup(step, warmup, start) * gamma ** sum(step >= m for m in milestones)
+
+
+FACTORS = (cosine, multistep)

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from tasks import checkpoint, engine
+from tasks import checkpoint, engine, loading, records, state
 from tasks import config as configs
 from tasks.errors import UserError
 from tasks.pose import sample
@@ -175,10 +175,9 @@ class Fuzz:
         (self.root / "run/previous.pt").unlink(missing_ok=True)
         path = self.root / "run/last.pt"
         checkpoint.load_weights(toy.sample.task.build(), path)
-        model = toy.sample.task.build()
-        optimizer = engine.build_optimizer(toy.sample, model, 5)
-        scaler = torch.amp.GradScaler("cpu", enabled=False)
-        engine._restore(self.root / "run", toy.sample, model, None, optimizer, scaler)
+        batches = loading.Batches(21, 4, toy.sample.epochs, 0)
+        run = state.State(toy.sample, batches, torch.device("cpu"))
+        records.Records(toy.sample, run, batches, self.root / "run", "toy").restore()
 
     def picture(self) -> Fed:
         """A picture with other bytes."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import cli
 
-from tasks import checkpoint, distributed, engine, folder
+from tasks import checkpoint, distributed, engine, folder, state
 
 
 def main() -> None:
@@ -21,7 +21,7 @@ def main() -> None:
     device = cli.device(arguments.device)
     model = config.task.build()
     checkpoint.load_weights(model, arguments.checkpoint)
-    model.to(device).to(memory_format=engine.memory_format(config))
+    model.to(device).to(memory_format=state.memory_format(config))
     if arguments.out is not None:
         with folder.required(arguments.out):
             arguments.out.mkdir(parents=True, exist_ok=True)

@@ -14,6 +14,7 @@ from arsam import ARSAM, reuse, sampling
 from tasks import config as configs
 from tasks.config import Epochs
 from tasks.errors import UserError
+from tasks.schedule import in_steps
 from tests.tasks import toy
 
 ROOT = Path(__file__).parents[2]
@@ -58,7 +59,7 @@ def test_whole_parts_by_name() -> None:
     assert config.sharpness.keywords["rho"] == 0.03  # type: ignore[union-attr]
     assert config.sharpness.keywords["reuse"].func is reuse.Decayed  # type: ignore[union-attr]
     assert config.optimizer.func is SGD  # type: ignore[attr-defined]
-    assert configs.in_steps(config.schedule, 7).keywords["milestones"] == (14, 30)
+    assert in_steps(config.schedule, 7).keywords["milestones"] == (14, 30)
     assert overridden("sharpness.sampling=Always").sharpness.keywords["sampling"].func is sampling.Always  # type: ignore[union-attr]
 
 
@@ -159,5 +160,5 @@ def test_epochs_become_steps() -> None:
     """In the arguments of partials, inside partials, and in tuples."""
     rule = partial(sampling.Adaptive, warmup=Epochs(3), window=5)
     nested = partial(ARSAM, sampling=rule, rho=0.1)
-    assert configs.in_steps(nested, 10).keywords["sampling"].keywords == {"warmup": 30, "window": 5}
-    assert configs.in_steps(partial(AdamW, lr=0.1), 10).keywords == {"lr": 0.1}
+    assert in_steps(nested, 10).keywords["sampling"].keywords == {"warmup": 30, "window": 5}
+    assert in_steps(partial(AdamW, lr=0.1), 10).keywords == {"lr": 0.1}

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from torch.utils.data import Dataset
 
 from arsam import ARSAM
 from arsam.sampling import Adaptive
-from tasks import distributed
+from tasks import checkpoint, distributed, engine
 from tasks.config import Config, Epochs
 from tasks.schedule import cosine
 from tasks.task import Batch
@@ -84,3 +85,32 @@ config = Config(
     num_workers=0,
 )
 sample = replace(config, epochs=2)
+
+CPU = torch.device("cpu")
+
+
+def run(out: Path | None, *, resume: bool = False, **changes: Any) -> dict[str, Any]:
+    """Train the toy, with changes of its config."""
+    return engine.train(replace(config, **changes), out, device=CPU, resume=resume, name="toy")
+
+
+def weights(out: Path, name: str = "last.pt") -> dict[str, Any]:
+    """A checkpoint of a run."""
+    return checkpoint.load(out / name)
+
+
+def assert_same(a: Any, b: Any, where: str = "") -> None:
+    """Equal to the bit, whatever the nesting; seconds aside."""
+    if isinstance(a, dict):
+        assert a.keys() == b.keys(), where
+        for key in a:
+            if "second" not in str(key):
+                assert_same(a[key], b[key], f"{where}.{key}")
+    elif isinstance(a, (list, tuple)):
+        assert len(a) == len(b), where
+        for i, (x, y) in enumerate(zip(a, b, strict=True)):
+            assert_same(x, y, f"{where}[{i}]")
+    elif isinstance(a, Tensor):
+        assert torch.equal(a, b), where
+    else:
+        assert a == b, where

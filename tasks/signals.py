@@ -1,0 +1,111 @@
+"""Ctrl-C, SIGTERM and SIGHUP: noted, said at once, and acted on where nothing is lost by it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class Stopped(KeyboardInterrupt):
+    """A run was asked to stop, and has saved.
+
+    Args:
+        number: of the signal.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.number = number
+
+
+class Signals:
+    """What has been received. A run stops after its step; where its state is saved already it stops at once (`at_once`).
+
+    The first signal is answered by a line. The second is too, and a third, in a step that does not end, stops at once and
+    without saving; while a checkpoint is written nothing does.
+    """
+
+    def __init__(self) -> None:
+        self.received: list[int] = []
+        self._process = os.getpid()
+        self._at_once = self._sheltered = False
+
+    def __bool__(self) -> bool:
+        return bool(self.received)
+
+    def raise_(self) -> None:
+        """Stop.
+
+        Raises:
+            Stopped: always.
+        """
+        raise Stopped(self.received[0] if self.received else signal.SIGINT)  # another process may have it
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Nothing is lost by stopping in here."""
+        if self.received:
+            self.raise_()
+        self._at_once = True
+        try:
+            yield
+        finally:
+            self._at_once = False
+
+    @contextmanager
+    def sheltered(self) -> Iterator[None]:
+        """What is done in here is finished, however many signals come."""
+        before, self._sheltered = self._sheltered, True
+        try:
+            yield
+        finally:
+            self._sheltered = before
+
+    def note(self, number: int, _frame: Any) -> None:
+        """Handle a signal."""
+        if os.getpid() != self._process:  # a loader's worker: its run tells it when to end
+            return
+        self.received.append(number)
+        name = signal.Signals(number).name
+        if self._at_once and not self._sheltered:
+            _say(f"{name}: stopping")
+            self.raise_()
+        if len(self.received) == 1:
+            _say(f"{name}: stopping after this step, saving")
+        elif self._sheltered:
+            _say(f"{name}: still saving")
+        elif len(self.received) == 2:
+            _say(f"{name}: still finishing the step; once more stops without saving")
+        else:
+            self.raise_()
+
+
+def _say(line: str) -> None:
+    """A line on stderr, without Python's buffers: a handler may run in the midst of another write."""
+    with contextlib.suppress(OSError):  # nobody listens, which after SIGHUP is to be expected
+        os.write(2, f"\n{line}\n".encode() if os.isatty(2) else f"{line}\n".encode())
+
+
+@contextmanager
+def noted() -> Iterator[Signals]:
+    """Note the signals that come; their handlers of before are put back at the end."""
+    signals = Signals()
+    if threading.current_thread() is not threading.main_thread():  # only there may handlers be set
+        yield signals
+        return
+    before = {}
+    for number in NUMBERS:
+        if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores it, and so it stays
+            before[number] = signal.signal(number, signals.note)
+    try:
+        yield signals
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,52 @@
+"""Checkpoints: damage, code inside, and writes that fail."""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tasks import checkpoint
+from tasks.errors import UserError
+from tests.tasks import toy
+
+
+def test_damaged_checkpoints(tmp_path: Path) -> None:
+    """Torn, of another kind, or of another model: one error that names the file."""
+    toy.run(tmp_path, epochs=1)
+    whole = (tmp_path / "last.pt").read_bytes()
+    for content in (whole[: len(whole) // 2], b"", b"no checkpoint"):
+        (tmp_path / "torn.pt").write_bytes(content)
+        with pytest.raises(UserError, match=r"torn\.pt: not a readable checkpoint"):
+            checkpoint.load(tmp_path / "torn.pt")
+    with pytest.raises(UserError, match=r"last\.pt: does not fit the model .*size mismatch for 0\.weight"):
+        checkpoint.load_weights(toy.Toy(width=5).build(), tmp_path / "last.pt")
+
+
+class Bomb:
+    """Runs code when unpickled."""
+
+    def __reduce__(self) -> Any:
+        return os.system, ("touch /tmp/arsam-bomb",)
+
+
+def test_a_checkpoint_runs_no_code(tmp_path: Path) -> None:
+    """weights_only."""
+    marker = Path("/tmp/arsam-bomb")
+    marker.unlink(missing_ok=True)
+    torch.save({"model": Bomb()}, tmp_path / "bomb.pt")
+    with pytest.raises(UserError, match="not a readable checkpoint"):
+        checkpoint.load(tmp_path / "bomb.pt")
+    assert not marker.exists()
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
+    """Kills: writing in place."""
+    checkpoint.save(tmp_path / "a.pt", {"x": torch.ones(2)})
+    with pytest.raises(Exception, match="pickle"):
+        checkpoint.save(tmp_path / "a.pt", {"x": threading.Lock()})
+    assert torch.equal(checkpoint.load(tmp_path / "a.pt")["x"], torch.ones(2))
