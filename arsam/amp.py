@@ -35,7 +35,7 @@ def scaled_step(optimizer: Optimizer, closure: Callable[[], Any], scaler: GradSc
     Returns:
         The loss of the first pass.
     """
-    loss = optimizer._passes(closure, scaler.get_scale()) if isinstance(optimizer, ARSAM) else closure()
+    loss = optimizer._passes(closure, scaler.get_scale) if isinstance(optimizer, ARSAM) else closure()
     scaler.step(optimizer)
     scaler.update()
     return loss

@@ -66,12 +66,12 @@ def _shard(x: Any) -> Tensor:
 def add_scaled_(xs: list[Tensor], ys: list[Tensor], scale: Tensor) -> None:
     """x_i <- x_i + scale * y_i with a 0-dim tensor as scale.
 
-    On the CPU the scale is read, which saves a copy of ys; elsewhere it stays on its device, which saves a wait.
+    The scale stays on its device, which saves a wait; on the CPU no copy of ys is made either.
     """
     if not xs:
         return
     if scale.device.type == "cpu" and all(x.device.type == "cpu" for x in xs):
-        torch._foreach_add_(xs, ys, alpha=scale.item())
+        torch._foreach_addcmul_(xs, ys, [scale] * len(xs))
     else:
         torch._foreach_add_(xs, _scaled(ys, scale))
 

@@ -90,7 +90,7 @@ class ARSAM(Optimizer):
     _pending: Ascent | None  # made by perturb(), taken in by step()
     _perturbed: bool
     _agreed: bool  # the ranks share one schedule
-    _loss_scale: float | None  # of the present gradient, where known
+    _loss_scale: Callable[[], float] | None  # asks for that of the present gradient, where it can be known
     _norm_read: bool  # by the sampling rule, from a gradient whose scale was not known
     _observed: bool  # the sampling rule has been told the norm of this step's gradient
     _scaler: bool  # the last step was a GradScaler's
@@ -224,7 +224,8 @@ class ARSAM(Optimizer):
 
     def _gradient_norm(self) -> Tensor:
         self._norm_read = self._loss_scale is None
-        return functional.global_norm([p.grad for p in self._parameters() if p.grad is not None]) / (self._loss_scale or 1.0)
+        scale = 1.0 if self._loss_scale is None else self._loss_scale()
+        return functional.global_norm([p.grad for p in self._parameters() if p.grad is not None]) / scale
 
     def _observe(self) -> None:
         """Tell a sampling rule that reads gradients the norm of this step's, once a step."""
@@ -335,7 +336,7 @@ class ARSAM(Optimizer):
         self._observed = self._norm_read = False
         return loss
 
-    def _passes(self, closure: Callable[[], Any], loss_scale: float | None = None) -> Any:
+    def _passes(self, closure: Callable[[], Any], loss_scale: Callable[[], float] | None = None) -> Any:
         """The first pass and, if it is due, the second; returns the loss of the first."""
         self._pending, self._observed = None, False
         # The ranks' own gradients are wanted only where they give the direction of an ascent.

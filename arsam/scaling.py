@@ -26,10 +26,10 @@ NORM_SCALED = (
 
 
 @torch.no_grad()
-def unscale_(ascent: Ascent, inverse: float) -> None:
+def unscale_(ascent: Ascent, inverse: float | Tensor) -> None:
     """Bring what an ascent left from units of the scaled loss to those of the loss: times 1 / scale."""
     for x in ascent.kept.values():
-        x.mul_(inverse)
+        x.mul_(inverse.to(x.device) if isinstance(inverse, Tensor) else inverse)
     if ascent.norms is not None:
         ascent.norms = ascent.norms[0] * inverse, ascent.norms[1] * inverse
     ascent.scaled = False
@@ -53,10 +53,10 @@ def unscale_step(parameters: list[Tensor], ascent: Ascent | None, found_inf: Ten
     if float(found_inf):
         return False
     if grad_scale is not None:
-        inverse = 1 / float(grad_scale)
+        inverse = grad_scale.double().reciprocal().float()  # on its device: nobody waits
         for p in parameters:
             if p.grad is not None:
-                p.grad.mul_(inverse)
+                p.grad.mul_(inverse.to(p.grad.device))
         if ascent is not None and ascent.scaled:
             unscale_(ascent, inverse)
     return True
