@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tasks.errors import UserError
 
 T = TypeVar("T")
+S = TypeVar("S", bound=Any)  # what can be sliced
 
 
 def start() -> None:
@@ -42,7 +43,7 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
-def share(items: list[T]) -> list[T]:
+def share(items: S) -> S:
     """This process' part of what is dealt out in turn."""
     return items[rank() :: world()]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -95,8 +96,9 @@ def _evaluate_if_due(config: Config, state: State, records: Records, stopping: S
 def evaluate(config: Config, model: nn.Module, device: torch.device, out: Path | None = None) -> dict[str, float]:
     """The task's metrics over its "val" split, its pictures in `out`; the model is left in the mode it came in."""
     data = config.task.dataset("val")
-    keys = distributed.share([(0, index) for index in range(len(data))])  # type: ignore[arg-type]
-    batches = load(data, config, device, [keys[i : i + config.batch_size] for i in range(0, len(keys), config.batch_size)])
+    own = distributed.share(np.arange(len(data)))  # type: ignore[arg-type]
+    parts = [(0, own[i : i + config.batch_size]) for i in range(0, len(own), config.batch_size)]
+    batches = load(data, config, device, parts)
     training = model.training
     distributed.same_buffers(model)
     model.eval()

@@ -20,34 +20,46 @@ from tasks import distributed
 from tasks.config import Config
 from tasks.task import Batch
 
-Keys = list[tuple[int, int]]  # (epoch, index) of each item of a batch
+Indices = np.ndarray[Any, np.dtype[np.int64]]
+Part = tuple[int, Indices]  # what is asked for as one batch: the epoch, and the indices of the items, [B]
 
 
-def load(data: Any, config: Config, device: torch.device, batches: Iterable[Keys]) -> Iterable[Batch]:
-    """The batches with these keys, one after the other.
+def load(data: Any, config: Config, device: torch.device, batches: Iterable[Part]) -> Iterable[Batch]:
+    """The batches of these items, one after the other.
 
     Args:
         data: the split.
         config: seed and workers.
         device: the batches go to.
-        batches: keys of each.
+        batches: the items of each.
     """
     if hasattr(data, "batch"):
-        return (data.batch(torch.tensor([index for _, index in keys])) for keys in batches)
+        return (data.batch(torch.from_numpy(indices)) for _, indices in batches)
     # A generator of its own: without one a loader draws from the global one, and a resumed run would be a draw ahead.
     generator = torch.Generator().manual_seed(config.seed)
     workers = min(config.num_workers, os.cpu_count() or 1)
     return DataLoader(
         Seeded(data, config.seed),
-        batch_sampler=batches,  # type: ignore[arg-type]
+        batch_sampler=_Keys(batches),  # type: ignore[arg-type]
         num_workers=workers,
         pin_memory=device.type == "cuda",
         generator=generator,
     )
 
 
+class _Keys:
+    """The (epoch, index) keys that `Seeded` is asked for, as a batch sampler."""
+
+    def __init__(self, batches: Iterable[Part]) -> None:
+        self._batches = batches
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for epoch, indices in self._batches:
+            yield [(epoch, index) for index in indices.tolist()]
+
+
 class Batches:
-    """(epoch, index) keys of every batch of a run, this process' share of them.
+    """The items of every batch of a run, this process' share of them.
 
     Args:
         items: in the training split.
@@ -63,24 +75,22 @@ class Batches:
         self.total = self.per_epoch * epochs
         self._seed = seed
 
-    def after(self, step: int) -> Iterator[Keys]:
+    def after(self, step: int) -> Iterator[Part]:
         """The batches of a run that has taken `step` steps."""
-        order: list[int] = []
+        order = self._order(step // self.per_epoch)
         for number in range(step, self.total):
-            if not order or number % self.per_epoch == 0:
-                order = self._order(number // self.per_epoch)
-            yield distributed.share(self._keys(number, order))
+            epoch, place = divmod(number, self.per_epoch)
+            if place == 0:
+                order = self._order(epoch)
+            yield epoch, distributed.share(order[place * self.size : (place + 1) * self.size])
 
-    def keys(self, step: int) -> Keys:
-        """The whole batch of one step, over all processes."""
-        return self._keys(step, self._order(step // self.per_epoch))
-
-    def _keys(self, step: int, order: list[int]) -> Keys:
+    def whole(self, step: int) -> Part:
+        """The batch of one step, over all processes."""
         epoch, place = divmod(step, self.per_epoch)
-        return [(epoch, index) for index in order[place * self.size : (place + 1) * self.size]]
+        return epoch, self._order(epoch)[place * self.size : (place + 1) * self.size]
 
-    def _order(self, epoch: int) -> list[int]:
-        return np.random.default_rng([self._seed, epoch]).permutation(self.items).tolist()
+    def _order(self, epoch: int) -> Indices:
+        return np.random.default_rng([self._seed, epoch]).permutation(self.items)
 
 
 class Seeded(Dataset[Any]):

@@ -27,6 +27,7 @@ from tasks.state import State
 from tasks.task import Batch
 
 _DRAW_EVERY = 60.0  # seconds between two pictures of the curves
+_KEEP_EVERY = 1000  # steps between two checkpoints of a run that keeps them in memory
 
 
 class Records:
@@ -130,16 +131,24 @@ class Records:
 
     def save(self, written: Callable[[Path], AbstractContextManager[None]] = folder.tolerated) -> None:
         """Write last.pt; the one before it stays as previous.pt."""
-        whole, step = self._whole(), self._state.progress.step
+        step = self._state.progress.step
         if self._out is None:
-            self._kept = copy.deepcopy(whole)
-        elif self._writes:
-            with written(self._out / "last.pt"):
-                checkpoint.save(self._out / "last.pt", whole, self._out / "previous.pt" if step else None)
-                self._saved_step = step
+            if not self._kept or step - self._saved_step >= _KEEP_EVERY:
+                self._kept, self._saved_step = copy.deepcopy(self._whole()), step
+        else:
+            whole = self._whole()
+            if self._writes:
+                with written(self._out / "last.pt"):
+                    checkpoint.save(self._out / "last.pt", whole, self._out / "previous.pt" if step else None)
+                    self._saved_step = step
         self._clock = self._saved = time.perf_counter()
 
+    def _unsaved(self) -> bool:
+        """Could last.pt not be written?"""
+        return any(distributed.anywhere(self._writes and self._saved_step < self._state.progress.step))
+
     def _whole(self) -> dict[str, Any]:
+        """What a checkpoint holds; the generators of all processes go into it, so all of them call this."""
         return {**self._state.state_dict(), "metrics": self._metrics.lines}
 
     def go_back(self) -> None:
@@ -153,8 +162,9 @@ class Records:
             setattr(progress, name, value)
         self._bar.n = progress.step
         if self._writes:
-            text = f"NaN or inf in step {progress.step + 1} to {step}; going back to step {progress.step}, to leave it out"
-            self._say(f"warning: {text}")
+            self._warn(
+                f"NaN or inf in steps {progress.step + 1} to {step}; going back to step {progress.step}, to leave it out"
+            )
 
     def time(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         """Pass batches on, and count the seconds of waiting for them."""
@@ -221,19 +231,17 @@ class Records:
         self._metrics.write({"epoch": epoch, "step": progress.step, "metrics": metrics})
         self._say(f"{self._epoch or f'epoch {epoch:3d}'}  {metric} {metrics[metric]:.4f}")
         if progress.best is None or metrics[metric] > progress.best:
+            whole = self._whole() if self._unsaved() else None
             if self._writes and self._out is not None:
-                self._save_best(self._out / "best.pt", self._out / "last.pt")
+                with folder.tolerated(self._out / "best.pt"):
+                    if whole is None:
+                        checkpoint.share(self._out / "last.pt", self._out / "best.pt")
+                    else:
+                        checkpoint.save(self._out / "best.pt", whole)
             progress.best = metrics[metric]
         if self._drawn is None or time.perf_counter() - self._drawn >= _DRAW_EVERY:
             self._draw()
         self._clock = time.perf_counter()
-
-    def _save_best(self, best: Path, last: Path) -> None:
-        with folder.tolerated(best):
-            if self._saved_step == self._state.progress.step:
-                checkpoint.share(last, best)
-            else:  # there was no room for the last one
-                checkpoint.save(best, self._whole())
 
     def _draw(self) -> None:
         if self._writes and self._out is not None:
@@ -257,10 +265,10 @@ class Records:
             "config": self._name,
             **({"skipped": progress.skipped} if progress.skipped else {}),
         }
+        if self._unsaved():
+            self.save(folder.required)
         if self._writes and self._out is not None:
             self._draw()
-            if self._saved_step < progress.step:
-                self.save(folder.required)
             with folder.required(self._out / "result.json"):
                 self._metrics.flush()
                 log.write_json(self._out / "result.json", result)
@@ -270,13 +278,16 @@ class Records:
     def explain_divergence(self) -> str:
         """What went wrong, where, and what to try."""
         progress = self._state.progress
-        keys = self._batches.keys(progress.step - 1)
-        items = ", ".join(str(index) for _, index in keys[:8]) + (", ..." if len(keys) > 8 else "")
+        epoch, indices = self._batches.whole(progress.step - 1)
+        items = ", ".join(map(str, indices[:8])) + (", ..." if len(indices) > 8 else "")
         return (
             f"{self._out}: NaN or inf in the loss or a gradient on {progress.skipped_in_a_row} steps in a row, lastly step"
-            f" {progress.step - 1} (epoch {keys[0][0] + 1}, training items {items}); last.pt holds the weights before them;"
+            f" {progress.step - 1} (epoch {epoch + 1}, training items {items}); last.pt holds the weights before them;"
             " lower optimizer.lr or sharpness.rho, set clip_norm, or look at these items"
         )
+
+    def _warn(self, text: str) -> None:
+        self._bar.write(f"warning: {text}", file=sys.stderr)
 
     def _say(self, text: str) -> None:
         if self._writes:

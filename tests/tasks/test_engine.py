@@ -116,6 +116,17 @@ def test_resume_with_another_config(tmp_path: Path) -> None:
         toy.run(tmp_path / "nowhere", resume=True)
 
 
+def test_a_run_without_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    """The same figures; nothing on the disk and nothing on the terminal."""
+    expected = toy.run(tmp_path / "run")
+    capfd.readouterr()
+    monkeypatch.chdir(tmp_path)
+    found = toy.run(None)
+    assert {k: found[k] for k in ("metrics", "steps", "ascents")} == {k: expected[k] for k in ("metrics", "steps", "ascents")}
+    assert capfd.readouterr() == ("", "")
+    assert {p.name for p in tmp_path.iterdir()} == {"run"}
+
+
 def test_the_baseline_is_torch_alone(tmp_path: Path) -> None:
     """The loop adds nothing: a few lines of plain torch give the same weights. Kills: an extra step, a shifted schedule."""
     config = dataclasses.replace(toy.config, sharpness=None, epochs=2)
@@ -124,9 +135,9 @@ def test_the_baseline_is_torch_alone(tmp_path: Path) -> None:
     data, batches = loading.Seeded(config.task.dataset("train"), 0), loading.Batches(21, 4, 2, 0)
     model = config.task.build()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    for step, keys in enumerate(batches.after(0)):
+    for step, (epoch, indices) in enumerate(batches.after(0)):
         optimizer.param_groups[0]["lr"] = 1e-2 * schedule.cosine(step, 10, warmup=5)
-        batch = torch.utils.data.default_collate([data[k] for k in keys])
+        batch = torch.utils.data.default_collate([data[epoch, i] for i in indices])
         optimizer.zero_grad()
         config.task.loss(model, batch).backward()
         optimizer.step()

@@ -5,6 +5,10 @@ from __future__ import annotations
 import dataclasses
 from functools import partial
 
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
 from arsam import ARSAM, reuse, sampling
 from tasks import state
 from tests.tasks import toy
@@ -20,3 +24,21 @@ def test_total_steps_reach_the_rules() -> None:
     assert optimizer.sampling.warmup == 7  # type: ignore[attr-defined]
     config = dataclasses.replace(toy.config, sharpness=partial(ARSAM, reuse=partial(reuse.Decayed, horizon=9)))  # type: ignore[arg-type]
     assert state.build_optimizer(config, config.task.build(), 7).reuse.horizon == 9  # type: ignore[attr-defined]
+
+
+def test_average_equals_torchs() -> None:
+    """To the bit, statistics and counts too. Kills: a first update that mixes, statistics that are left out."""
+    torch.manual_seed(0)
+    model = toy.config.task.build()
+    ours = state.Average(model, 0.9)
+    theirs = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=True)
+    for _ in range(4):
+        with torch.no_grad():
+            for p in model.parameters():
+                p.add_(torch.randn_like(p))
+        model(torch.randn(5, 3))
+        ours.update(model)
+        theirs.update_parameters(model)
+    toy.assert_same(dict(ours.module.state_dict()), dict(theirs.module.state_dict()))
+    assert isinstance(ours.module, nn.Module)
+    assert ours.count == 4

@@ -12,10 +12,14 @@ import pytest
 import torch
 from torch import Tensor
 from torch.optim import SGD
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from arsam import ARSAM, reuse, sampling
 from tasks import loading, log
 from tasks.errors import UserError
+from tasks.loading import Batches, Seeded
+from tasks.state import State
+from tasks.step import Step
 from tests.tasks import toy
 
 
@@ -81,7 +85,7 @@ def test_micro_batches_change_nothing(tmp_path: Path, sharp: bool) -> None:
 def seen(step: int) -> Tensor:
     """The inputs of the toy's step, [4, 3]."""
     data = loading.Seeded(toy.config.task.dataset("train"), 0)
-    return torch.stack([data[key]["x"] for key in loading.Batches(21, 4, 5, 0).keys(step)])
+    return torch.stack([data[key]["x"] for key in toy.keys(step)])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,3 +132,67 @@ def test_bf16(tmp_path: Path) -> None:
     a, b = (toy.weights(tmp_path / name)["model"]["0.weight"] for name in "ab")
     assert b.dtype == torch.float32
     assert not torch.equal(a, b)
+
+
+READS = {torch.ops.aten._local_scalar_dense.default, torch.ops.aten.is_nonzero.default, torch.ops.aten.equal.default}
+BUDGET = partial(ARSAM, rho=0.1, sampling=partial(sampling.Periodic, 2), reuse=partial(reuse.Decayed))  # type: ignore[arg-type]
+
+
+class Counted(TorchDispatchMode):
+    """Counts the calls that bring a number from a tensor to Python, and the norms of gradients."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reads = self.norms = self.clones = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.reads += func in READS
+        self.norms += "norm" in func.name() and "batch_norm" not in func.name()
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("sharpness", [None, BUDGET], ids=["baseline", "arsam"])
+@pytest.mark.parametrize(("precision", "most"), [("fp32", 0), ("bf16", 0), ("fp16", 1)])
+def test_reads_of_a_step(precision: Any, most: int, sharpness: Any) -> None:
+    """With clipping and an average. Kills: a check of each pass, a loss or a scale that is read, an average that counts."""
+    config = dataclasses.replace(
+        toy.config, precision=precision, sharpness=sharpness, optimizer=partial(SGD, lr=1e-2), ema=0.9, clip_norm=1.0
+    )
+    torch.manual_seed(0)
+    data, batches = Seeded(config.task.dataset("train"), 0), Batches(21, 4, 5, 0)
+    state = State(config, batches, toy.CPU)
+    step = Step(config, state)
+    state.trained.train()
+    steps = 0
+    for epoch, indices in batches.after(0):
+        batch = torch.utils.data.default_collate([data[epoch, index] for index in indices])
+        state.set_rate()
+        passes = state.progress.passes
+        with Counted() as counted:
+            step(batch)
+        passes = state.progress.passes - passes
+        assert counted.reads <= most, f"step {steps}: {counted.reads} reads"
+        # one of each pass at most (of the direction of e, or under a loss scale), and that of the update, for clipping
+        assert counted.norms <= passes + 1
+        steps += 1
+    assert steps == 25
+    assert state.progress.passes > 25 or sharpness is None
+
+
+def test_a_nan_found_late_leaves_the_run_as_if_found_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """To the bit, generators too. Kills: a run that goes on from spoilt weights, a step that is left out twice."""
+    task = Poisoned(steps=(3, 11))
+    toy.run(tmp_path / "late", task=task, ema=0.5)
+    assert "NaN or inf in steps 1 to 5; going back to step 0" in capsys.readouterr().err
+    careful = Step.__init__
+
+    def at_once(self: Step, config: Any, state: State) -> None:
+        careful(self, config, state)
+        self._careful = True
+
+    monkeypatch.setattr(Step, "__init__", at_once)
+    toy.run(tmp_path / "at once", task=task, ema=0.5)
+    assert "going back" not in capsys.readouterr().err
+    toy.assert_same(toy.weights(tmp_path / "late"), toy.weights(tmp_path / "at once"))

@@ -18,6 +18,7 @@ from arsam import ARSAM
 from arsam.sampling import Adaptive
 from tasks import checkpoint, distributed, engine
 from tasks.config import Config, Epochs
+from tasks.loading import Batches
 from tasks.schedule import cosine
 from tasks.task import Batch
 
@@ -92,6 +93,12 @@ CPU = torch.device("cpu")
 def run(out: Path | None, *, resume: bool = False, **changes: Any) -> dict[str, Any]:
     """Train the toy, with changes of its config."""
     return engine.train(replace(config, **changes), out, device=CPU, resume=resume, name="toy")
+
+
+def keys(step: int) -> list[tuple[int, int]]:
+    """Of the toy's items in a step."""
+    epoch, indices = Batches(21, 4, 5, 0).whole(step)
+    return [(epoch, index) for index in indices.tolist()]
 
 
 def weights(out: Path, name: str = "last.pt") -> dict[str, Any]:
