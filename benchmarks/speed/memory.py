@@ -20,6 +20,7 @@ class Live(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self._made: dict[StorageWeakRef, int] = {}
+        self._most = 0  # bytes of all that is in the table, which some have left by now
         self.peak = 0
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -27,11 +28,15 @@ class Live(TorchDispatchMode):
         result = function(*args, **(kwargs or {}))
         for leaf in tree_leaves(result):
             if isinstance(leaf, Tensor):
-                self._made[StorageWeakRef(leaf.untyped_storage())] = leaf.untyped_storage().nbytes()
-        self.peak = max(self.peak, self.now())
+                storage, size = StorageWeakRef(leaf.untyped_storage()), leaf.untyped_storage().nbytes()
+                self._most += size - self._made.get(storage, 0)
+                self._made[storage] = size
+        if self._most > self.peak:  # only then is it worth a look at what is still there
+            self.peak = max(self.peak, self.now())
         return result
 
     def now(self) -> int:
         """Bytes that are still there."""
         self._made = {storage: size for storage, size in self._made.items() if not storage.expired()}
-        return sum(self._made.values())
+        self._most = sum(self._made.values())
+        return self._most

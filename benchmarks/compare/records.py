@@ -1,0 +1,94 @@
+"""A suite's records: one file of JSON lines, each a run, a run of the search, or what a suite was run with.
+
+Fields of a line: "kind" ("suite", "tune", "run" or "ageing"), "loop" (1: made by the study's own loop of before, 2: by
+`tasks.engine`), and for runs "row", "seed", "settings", the metric, "training_loss", "steps", "ascents", "passes_per_step" and
+"cpu_seconds". A line is appended when its run is done, so that a study goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tasks import distributed
+from tasks.errors import UserError
+
+FOLDER = Path(__file__).parents[1] / "records"
+LOOP = 2
+
+Line = dict[str, Any]
+Runs = dict[str, dict[int, Line]]  # row -> seed -> the run's line
+
+
+def read(path: Path) -> list[Line]:
+    """The lines of a file; a last one that was cut off is left out, and no file has none."""
+    whole = path.read_text() if path.exists() else ""
+    return [json.loads(line) for line in whole[: whole.rfind("\n") + 1].splitlines()]
+
+
+def of(lines: list[Line], kind: str, loop: int) -> list[Line]:
+    """The lines of a kind that a loop made."""
+    return [line for line in lines if line["kind"] == kind and line["loop"] == loop]
+
+
+def loop(lines: list[Line]) -> int:
+    """The loop whose runs count: the newest that has some."""
+    return max((line["loop"] for line in lines if line["kind"] == "run"), default=LOOP)
+
+
+def runs(lines: list[Line]) -> Runs:
+    """The runs on the test images, of the newest loop that has some."""
+    by_row: Runs = {}
+    for line in of(lines, "run", loop(lines)):
+        by_row.setdefault(line["row"], {})[line["seed"]] = line
+    return by_row
+
+
+class Book:
+    """The file of a suite, open for a study that appends to it.
+
+    Args:
+        path: the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.lines = read(path)
+
+    def write(self, line: Line) -> Line:
+        """Append a line; where several processes train together, the first one does."""
+        if distributed.rank() == 0:
+            with open(self.path, "a") as file:
+                file.write(json.dumps(line) + "\n")
+        self.lines.append(line)
+        return line
+
+    def find(self, kind: str, **fields: Any) -> Line | None:
+        """The line of this loop with these fields, if there is one."""
+        found = (line for line in of(self.lines, kind, LOOP) if all(line.get(k) == v for k, v in fields.items()))
+        return next(found, None)
+
+
+@contextmanager
+def held(path: Path) -> Iterator[Book]:
+    """Keep a suite's file from other studies while one writes to it; a line that was cut off is removed.
+
+    Raises:
+        UserError: another process has it.
+    """
+    if distributed.rank():
+        yield Book(path)
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a+b") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{path}: in use by another process; wait for it to end, or name another --out") from None
+        file.seek(0)
+        file.truncate(file.read().rfind(b"\n") + 1)
+        yield Book(path)
