@@ -9,6 +9,7 @@ itself. With ``accumulate_grad_batches`` the second pass would be over the last 
 
 # pyright: reportMissingImports=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUntypedBaseClass=false, reportUnknownArgumentType=false, reportGeneralTypeIssues=false
+# pyright: reportPrivateUsage=false
 
 from __future__ import annotations
 
@@ -25,9 +26,18 @@ class SharpnessAware(LightningModule):
 
     ``training_step`` runs twice on an ascent, and is silent the second time: `log` does nothing then. State that it keeps
     for itself it has to guard by ``if not self.second_pass``. ``gradient_clip_val`` clips once, the gradient that goes into
-    ARSAM; Lightning refuses it under "16-mixed". To clip what the update reads in every case, with the PSF mixed in:
+    ARSAM; Lightning refuses it under "16-mixed". To clip what the update reads in every case, with the PSF mixed in, give
+    the base a hook:
 
-        base.register_step_pre_hook(lambda *_: clip_grad_norm_(self.parameters(), 1.0) and None)
+        def clip(*_):
+            torch.nn.utils.clip_grad_norm_(self.parameters(), 1.0)
+
+        base.register_step_pre_hook(clip)
+
+    A hook must return nothing: torch takes what a hook returns for the arguments of step.
+
+    With ``self.automatic_optimization = False`` this class is not needed: a ``training_step`` that runs the second pass in
+    ``with optimizer.perturb():`` trains any LightningModule.
 
     Example:
         >>> class Model(SharpnessAware):
@@ -49,29 +59,47 @@ class SharpnessAware(LightningModule):
         if not isinstance(arsam, ARSAM) or optimizer_closure is None:
             super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
             return
+        if self.trainer.fit_loop._skip_backward:
+            # The epoch in which StochasticWeightAveraging re-estimates BatchNorm: forward passes, and no gradient to step by.
+            optimizer_closure()
+            return
         if self.trainer.accumulate_grad_batches != 1:
             raise ValueError(
                 "accumulate_grad_batches must be 1 with ARSAM: Lightning's closure repeats the last batch alone; take larger"
                 " batches, or split them inside training_step"
             )
-        first: Any = optimizer_closure
+        passes = _Passes(self, optimizer_closure)
+        scaler: Any = getattr(self.trainer.precision_plugin, "scaler", None)
 
-        def passes() -> Any:
-            loss = first()
-            if loss is not None and arsam.due:
-                result = first._result  # what Lightning reports of this step
-                self.second_pass = True
-                try:
-                    with arsam.perturb():
-                        first()
-                finally:
-                    self.second_pass = False
-                    first._result = result
-            return loss
+        def both() -> Any:
+            return arsam._passes(passes, None if scaler is None else scaler.get_scale())
 
-        super().optimizer_step(epoch, batch_idx, optimizer, passes)
+        super().optimizer_step(epoch, batch_idx, optimizer, both)
 
     def log(self, *args: Any, **kwargs: Any) -> None:
         """LightningModule.log, silent in the second pass."""
         if not self.second_pass:
             super().log(*args, **kwargs)
+
+
+class _Passes:
+    """Lightning's closure: called once as it is, a second time silently, with the first time's result for Lightning to see."""
+
+    def __init__(self, module: SharpnessAware, closure: Any) -> None:
+        self.module, self.closure = module, closure
+        self.calls, self.loss = 0, None
+
+    def __call__(self) -> Any:
+        self.calls += 1
+        if self.calls == 1:
+            self.loss = self.closure()
+            return self.loss
+        if self.loss is None:  # training_step has left this batch out
+            return None
+        result = self.closure._result  # what Lightning reports of this step
+        self.module.second_pass = True
+        try:
+            return self.closure()
+        finally:
+            self.module.second_pass = False
+            self.closure._result = result

@@ -21,7 +21,12 @@ class SharpnessAwareTrainer(Trainer):
     loss that is logged is that of the first pass. The Trainer clips (``max_grad_norm``, 1.0 by default) the gradient
     that goes into ARSAM; to clip what the update reads, with the PSF mixed in, set it to 0 and give the base a hook:
 
-        base.register_step_pre_hook(lambda *_: clip_grad_norm_(model.parameters(), 1.0) and None)
+        def clip(*_):
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+
+        base.register_step_pre_hook(clip)
+
+    A hook must return nothing: torch takes what a hook returns for the arguments of step.
 
     Under fp16, accelerate takes a step that overflowed for a step done, as with all optimizers that unscale by themselves:
     the weights stay as they are, the learning rate moves on.

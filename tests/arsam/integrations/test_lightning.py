@@ -18,6 +18,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     pytest.importorskip("lightning", reason="lightning is not installed; pip install '.[loops]'")
     from lightning.pytorch import LightningModule, Trainer
+    from lightning.pytorch.callbacks import StochasticWeightAveraging
     from lightning.pytorch.plugins import MixedPrecision
 
     EXAMPLE = runpy.run_path(str(Path(__file__).parents[3] / "examples" / "lightning_trainer.py"))
@@ -197,6 +198,69 @@ def test_never_is_free() -> None:
     model = Free()
     fit(model)
     assert model.passes == STEPS
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_weight_averaging_with_batch_norm(precision: str) -> None:
+    """Its last epoch re-estimates BatchNorm without gradients. Kills: refused accumulation, passes and steps in that epoch."""
+
+    class Averaged(Watched):
+        def __init__(self) -> None:
+            super().__init__()
+            self.epochs: list[int] = []
+
+        def on_train_epoch_end(self) -> None:
+            self.epochs.append(self.passes)
+
+    model = Averaged()
+    averaging = StochasticWeightAveraging(swa_lrs=0.05, swa_epoch_start=2, annealing_epochs=1)
+    trainer = fit(model, precision, steps=-1, max_epochs=3, callbacks=[averaging])
+    batches = len(EXAMPLE["loader"]())
+    stats = trainer.optimizers[0].stats  # type: ignore[attr-defined]
+    assert stats["steps"] == 3 * batches and stats["ascents"] == -(-3 * batches // 5)
+    assert model.epochs[-1] - model.epochs[-2] == batches
+    again = EXAMPLE["Digits"]().net
+    again.load_state_dict(model.net.state_dict())
+    again[1].reset_running_stats()
+    again[1].momentum = None  # the plain mean over all batches
+    with torch.no_grad():
+        for inputs, _ in EXAMPLE["loader"]():
+            again(inputs)
+    torch.testing.assert_close(model.net[1].running_mean, again[1].running_mean, atol=1e-2, rtol=1e-2)
+    torch.testing.assert_close(model.net[1].running_var, again[1].running_var, atol=1e-2, rtol=1e-2)
+
+
+def test_a_batch_that_is_left_out() -> None:
+    """training_step returns None, on an ascent too. Kills: a second pass over such a batch."""
+
+    class Picky(Watched):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            loss = super().training_step(batch, batch_idx)
+            return None if batch_idx == 5 else loss
+
+        def on_train_batch_end(self, *args: Any) -> None:
+            pass
+
+    model = Picky()
+    fit(model)
+    assert model.passes == STEPS + 2
+
+
+def test_the_documented_clipping_hook() -> None:
+    """On a zero gradient, whose norm is falsy. Kills: a hook that returns the norm, which torch takes for arguments."""
+    weight = nn.Parameter(torch.ones(3))
+    base = torch.optim.SGD([weight], lr=0.1)
+
+    def clip(*_: Any) -> None:
+        torch.nn.utils.clip_grad_norm_([weight], 1.0)
+
+    base.register_step_pre_hook(clip)
+    optimizer = ARSAM(base, sampling=sampling.Never())
+    for factor in (0.0, 100.0):
+        optimizer.zero_grad()
+        (factor * weight).sum().backward()
+        optimizer.step()
+    torch.testing.assert_close(weight.detach(), torch.ones(3) - 0.1 / 3**0.5)
 
 
 def test_script(capsys: pytest.CaptureFixture[str]) -> None:

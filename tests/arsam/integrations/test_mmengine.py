@@ -7,7 +7,7 @@ import os
 import socket
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -63,12 +63,19 @@ def build(model: nn.Module, wrapper: str | type = "ARSAMOptimWrapper", **setting
     return OPTIM_WRAPPERS.build(dict(type=wrapper, optimizer=SGD(model.parameters(), lr=0.1, momentum=0.9), **settings))
 
 
+def clipping(model: nn.Module, norm: float) -> Callable[..., None]:
+    def clip(*_: Any) -> None:
+        nn.utils.clip_grad_norm_(model.parameters(), norm)
+
+    return clip
+
+
 def by_hand(count: int, accumulate: int = 1, clip: float | None = None) -> tuple[Toy, ARSAM]:
     """The same training by ARSAM's own step; the plain loop that the wrapper has to equal."""
     model = Toy()
     base = SGD(model.parameters(), lr=0.1, momentum=0.9)
     if clip is not None:
-        base.register_step_pre_hook(lambda *_: nn.utils.clip_grad_norm_(model.parameters(), clip) and None)
+        base.register_step_pre_hook(clipping(model, clip))
     optimizer = ARSAM(base, rho=0.1, sampling=sampling.Periodic(3, 1), reuse=reuse.Decayed(0.5, 2), model=model)
     data = batches(count)
     for i in range(0, count, accumulate):
@@ -190,7 +197,7 @@ def test_mixed_precision_equals_the_plain_loop() -> None:
     model, wrapper = trained(24, "ARSAMAmpOptimWrapper", **AMP)
     other = Toy()
     base = SGD(other.parameters(), lr=0.1, momentum=0.9)
-    base.register_step_pre_hook(lambda *_: nn.utils.clip_grad_norm_(other.parameters(), 0.2) and None)
+    base.register_step_pre_hook(clipping(other, 0.2))
     optimizer = ARSAM(base, rho=0.1, sampling=sampling.Periodic(3, 1), reuse=reuse.Decayed(0.5, 2), model=other)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**14)
     data = batches(24)
