@@ -3,7 +3,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 MMPOSE := .venv-mmpose
 
-.PHONY: help setup format check test test-slow test-mmpose mmpose mutants faults fuzz bench demo clean
+.PHONY: help setup format check test test-slow test-mmpose mmpose mutants faults fuzz bench docs demo clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -53,6 +53,9 @@ fuzz: setup  ## mutilated annotations, overrides, checkpoints and pictures, for 
 
 bench: setup  ## cost of a step
 	$(BIN)/python tools/bench.py overhead
+
+docs: setup  ## the API, from the docstrings: build/api/index.html
+	$(BIN)/python -W error -m pdoc --docformat google --output-directory build/api arsam arsam.functional
 
 demo: setup  ## train a small pose network on drawn people, and evaluate its checkpoint
 	rm -rf runs/demo
