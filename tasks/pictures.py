@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,13 +18,13 @@ from torch import Tensor
 from tasks import distributed
 from tasks.errors import UserError
 
-# Pillow warns of a header that promises more than 89 million pixels, and refuses twice that. A few kilobytes can unpack to
-# gigabytes: the warning is enough to refuse.
+# A few kilobytes can unpack to gigabytes. Phones take pictures of 200 million pixels, scanners of more.
+MAX_PIXELS = 250_000_000
+Image.MAX_IMAGE_PIXELS = MAX_PIXELS
+# Above, Pillow warns, and refuses twice that: the warning is enough to refuse.
 warnings.simplefilter("error", Image.DecompressionBombWarning)
 
-# What the last bytes of a whole file hold. Decoders fill up what is missing, in grey, and say nothing.
-_ENDS = {b"\xff\xd8": b"\xff\xd9", b"\x89PNG": b"IEND"}
-_TAIL = 4096  # some cameras write on after the end
+_TURNED = {5, 6, 7, 8}  # EXIF's orientations that swap width and height
 _broken: dict[str, str | None] = {}  # what has been read in this process: name -> what is wrong
 
 
@@ -44,17 +44,46 @@ def named(name: object) -> Iterator[None]:
         raise UserError(f"{name}: not a readable picture ({what}); task.skip_broken=True trains without such") from error
 
 
-def check(content: bytes) -> None:
+def check(content: bytes, max_pixels: int = MAX_PIXELS) -> None:
     """Look at a picture's header and end before it is unpacked.
 
     Raises:
         Exception: no picture, too many pixels, or cut off.
     """
-    with Image.open(io.BytesIO(content)):
-        pass
-    for start, end in _ENDS.items():
-        if content.startswith(start) and end not in content[-_TAIL:]:
-            raise ValueError("it is cut off")
+    Image.MAX_IMAGE_PIXELS = max(MAX_PIXELS, max_pixels)
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            pixels = image.width * image.height
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ValueError(f"{str(error).partition(',')[0]}; task.max_pixels= allows more") from error
+    if pixels > max_pixels:
+        raise ValueError(f"Image size ({pixels} pixels) exceeds limit of {max_pixels} pixels; task.max_pixels= allows more")
+    # Decoders fill up what is missing, in grey, and say nothing.
+    if (content.startswith(b"\xff\xd8") and not _ends(content)) or (content.startswith(b"\x89PNG") and b"IEND" not in content):
+        raise ValueError("it is cut off")
+
+
+def _ends(jpeg: bytes) -> bool:
+    """Has a JPEG file its end marker? Phones write a video behind it, and a smaller picture, with its own, in front."""
+    place = 2
+    while 0 <= place < len(jpeg) - 3 and jpeg[place] == 0xFF:
+        marker = jpeg[place + 1]
+        if marker == 0xDA:  # the pixels, among which the end marker cannot stand for anything else
+            return jpeg.find(b"\xff\xd9", place) >= 0
+        alone = marker == 0x01 or 0xD0 <= marker <= 0xD8
+        place += 1 if marker == 0xFF else 2 if alone else 2 + int.from_bytes(jpeg[place + 2 : place + 4], "big")
+    return False
+
+
+def size(path: Path) -> tuple[int, int]:
+    """Width and height of a picture as it is shown, from its header.
+
+    Raises:
+        UserError: missing, or no picture.
+    """
+    with named(path), Image.open(path) as image:
+        width, height = image.size
+        return (height, width) if image.getexif().get(0x0112) in _TURNED else (width, height)
 
 
 def readable(names: list[str], read: Callable[[int], Any], workers: int = 1) -> list[bool]:
@@ -94,11 +123,11 @@ def inside(folder: Path, name: Any, source: Path) -> Path:
     return folder / name
 
 
-# ImageNet's mean and standard deviation in RGB, 0 to 255: what timm's and mmpose's weights are trained with
-_MEAN = 255 * torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
-_STD = 255 * torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
+# ImageNet's mean and standard deviation in RGB, of pixels from 0 to 1: what most of timm's and mmpose's weights are used to
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-def normalised(images: Tensor) -> Tensor:
-    """uint8 RGB [B, 3, h, w] as the network takes it."""
-    return (images.float() - _MEAN.to(images.device)) / _STD.to(images.device)
+def normalised(images: Tensor, mean: Sequence[float] = MEAN, std: Sequence[float] = STD) -> Tensor:
+    """uint8 [B, c, h, w] as the network takes it: (x / 255 - mean) / std, channel by channel."""
+    shift, scale = (255 * torch.tensor(values, device=images.device).view(-1, 1, 1) for values in (mean, std))
+    return (images.float() - shift) / scale

@@ -119,7 +119,7 @@ class Fuzz:
         self.annotations = json.loads((root / "annotations/person_keypoints_val2017.json").read_text())
         self.config = configs.load(str(ROOT / "configs/pose/hrnet_small_arsam.py"))
         self.task = PoseTask(root=str(root))
-        self.people = self.task._people("val")[0]
+        self.people = self.task.people("val")[0]
         engine.train(toy.sample, root / "run", device=torch.device("cpu"))
         self.checkpoint = (root / "run/last.pt").read_bytes()
         self.state = checkpoint.load(root / "run/last.pt")
@@ -139,7 +139,8 @@ class Fuzz:
         def look() -> None:
             from tasks.pose import errors, evaluate, oks
 
-            people, annotations = self.task._people("val")
+            people, found = self.task.people("val")
+            annotations = found.truth()
             poses = oks.results(
                 np.array([person.image_id for person in people]),
                 np.stack([person.keypoints[:, :2] for person in people]),

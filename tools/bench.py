@@ -39,14 +39,12 @@ def compare(arguments: argparse.Namespace) -> None:
 
 
 def write_readme(arguments: argparse.Namespace) -> None:
-    """Put the results of the recorded comparisons into README.md, docs/results.md and docs/rho.md, and draw their figures."""
+    """Put the results of the recorded comparisons into the README and docs/results.md, and draw their figures."""
     for path in sorted(records.FOLDER.glob("*.jsonl")):
         figures.draw(path.stem, records.FOLDER)
     page = ROOT / "README.md"
     page.write_text(readme.readme(page.read_text(), records.FOLDER))
     (ROOT / "docs/results.md").write_text(readme.results(records.FOLDER))
-    page = ROOT / "docs/rho.md"
-    page.write_text(readme.rho(page.read_text(), records.FOLDER))
 
 
 def main() -> None:

@@ -3,24 +3,39 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import cli
+import torch
 
 from tasks import checkpoint, distributed, engine, folder, state
+from tasks.pose import deployed
+from tasks.pose.task import PoseTask
+from tasks.quant.runtime import InRuntime
 
 
 def main() -> None:
     """Parse, evaluate, print."""
     parser = cli.parser(__doc__ or "")
-    parser.add_argument("--checkpoint", type=Path, required=True, help="a run's best.pt or last.pt, or a state_dict")
+    parser.add_argument(
+        "--checkpoint",
+        type=Path,
+        required=True,
+        help="a run's best.pt, a state_dict, or a model.onnx",
+    )
     parser.add_argument("--sample", action="store_true", help="the config's sample")
-    parser.add_argument("--out", type=Path, help="folder for pictures; default: none are written")
+    parser.add_argument("--out", type=Path, help="folder for pictures and the poses as COCO results; default: none are written")
     arguments = parser.parse_intermixed_args()
     _, config = cli.load_config(arguments.words, sample=arguments.sample)
     device = cli.device(arguments.device)
-    model = config.task.build()
-    checkpoint.load_weights(model, arguments.checkpoint)
+    if isinstance(config.task, PoseTask):
+        task, model = deployed.loaded(config.task, arguments.checkpoint)
+        config = replace(config, task=task)
+        device = torch.device("cpu") if isinstance(model, InRuntime) else device
+    else:
+        model = config.task.build()
+        checkpoint.load_weights(model, arguments.checkpoint)
     model.to(device).to(memory_format=state.memory_format(config))
     if arguments.out is not None:
         with folder.required(arguments.out):

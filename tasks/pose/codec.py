@@ -126,23 +126,27 @@ class Heatmap:
         return offsets
 
     def _newton(self, maps: Array, cells: NDArray[np.int64]) -> NDArray[np.float64]:
+        """The Newton step on the blurred log-heatmap, of which only the 5x5 cells around each maximum are made."""
         height, width = maps.shape[1:]
         offsets = np.zeros(cells.shape)
-        for m, (x, y) in enumerate(cells):
-            if not (1 < x < width - 2 and 1 < y < height - 2):
-                continue
-            blurred = cv2.GaussianBlur(maps[m], (self.blur, self.blur), 0, borderType=cv2.BORDER_CONSTANT)
-            if not blurred.max() > 0:
-                continue  # a lone positive cell among negative ones, as before training
-            blurred *= maps[m].max() / blurred.max()
-            p = np.log(np.maximum(blurred[y - 2 : y + 3, x - 2 : x + 3], 1e-10)).astype(np.float64)
-            gradient = 0.5 * np.array([p[2, 3] - p[2, 1], p[3, 2] - p[1, 2]])
-            xy = 0.25 * (p[3, 3] - p[1, 3] - p[3, 1] + p[1, 1])
-            xx, yy = 0.25 * (p[2, 4] - 2 * p[2, 2] + p[2, 0]), 0.25 * (p[4, 2] - 2 * p[2, 2] + p[0, 2])
-            determinant = xx * yy - xy * xy
-            if determinant != 0:
-                hessian_inverse = np.array([[yy, -xy], [-xy, xx]]) / determinant
-                offsets[m] = -hessian_inverse @ gradient
+        x, y = cells.T
+        m = np.flatnonzero((x > 1) & (x < width - 2) & (y > 1) & (y < height - 2))
+        margin = self.blur // 2
+        # 0 beyond the border, as the blur of the whole map has it
+        padded = np.pad(maps[m], ((0, 0), (margin, margin), (margin, margin)))
+        side = np.arange(2 * margin + 5) - 2
+        windows = padded[np.arange(len(m))[:, None, None], y[m, None, None] + side[:, None], x[m, None, None] + side]
+        kernel = cv2.getGaussianKernel(self.blur, 0)[:, 0]
+        blur = np.stack([np.pad(kernel, (i, 4 - i)) for i in range(5)])
+        p = np.log(np.maximum(blur @ windows @ blur.T, 1e-10))
+        gradient = 0.5 * np.stack([p[:, 2, 3] - p[:, 2, 1], p[:, 3, 2] - p[:, 1, 2]], axis=1)
+        xy = 0.25 * (p[:, 3, 3] - p[:, 1, 3] - p[:, 3, 1] + p[:, 1, 1])
+        xx = 0.25 * (p[:, 2, 4] - 2 * p[:, 2, 2] + p[:, 2, 0])
+        yy = 0.25 * (p[:, 4, 2] - 2 * p[:, 2, 2] + p[:, 0, 2])
+        determinant = xx * yy - xy * xy
+        some = determinant != 0
+        adjugate = np.stack([np.stack([yy, -xy], 1), np.stack([-xy, xx], 1)], 1)[some]
+        offsets[m[some]] = -(adjugate @ gradient[some, :, None])[..., 0] / determinant[some, None]
         return offsets
 
 

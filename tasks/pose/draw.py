@@ -89,23 +89,30 @@ def label(picture: Picture, text: str, at: tuple[float, float], size: float = 0.
     cv2.putText(picture, text, (x + 2, y - below), cv2.FONT_HERSHEY_SIMPLEX, size, WHITE, 1, cv2.LINE_AA)
 
 
-def poses(picture: Picture, found: list[dict[str, Any]], joints: Joints = COCO) -> Picture:
-    """All poses of a picture with their scores; small pictures are enlarged first.
+def poses(
+    picture: Picture, found: list[dict[str, Any]], joints: Joints = COCO, *, threshold: float = 0.0, enlarge: bool = True
+) -> Picture:
+    """All poses of a picture with their scores.
 
     Args:
         picture: of any size.
         found: COCO keypoint results of this picture.
         joints: their set.
+        threshold: joints of a lower score are left out.
+        enlarge: small pictures, before they are drawn on.
     """
-    factor = max(1, round(480 / min(picture.shape[:2])))
+    factor = max(1, round(480 / min(picture.shape[:2]))) if enlarge else 1
     if factor > 1:
         picture = cv2.resize(picture, None, fx=factor, fy=factor, interpolation=cv2.INTER_CUBIC)  # type: ignore[assignment]
     for pose in sorted(found, key=lambda pose: pose["score"]):
         triples = np.array(pose["keypoints"]).reshape(-1, 3)
         points = triples[:, :2] * factor + (factor - 1) / 2
         thick = float(np.clip(np.ptp(points, axis=0).max() / 90, 1.5, 8))
-        picture = skeleton(picture, points, triples[:, 2], joints, thick=thick)
-        top = points[points[:, 1].argmin()]
+        sure = triples[:, 2] >= threshold
+        picture = skeleton(picture, points, np.where(sure, triples[:, 2], -1.0), joints, thick=thick)
+        if not sure.any():
+            continue
+        top = points[sure][points[sure][:, 1].argmin()]
         label(picture, f"{pose['score']:.2f}", (top[0] - 14, top[1] - 8))
     return picture
 

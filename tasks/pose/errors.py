@@ -67,18 +67,34 @@ def share_within(errors: Array, reach: float) -> float:
     return float((errors[~np.isnan(errors)] <= reach).mean())
 
 
-def error_report(annotations: dict[str, Any], found: list[dict[str, Any]], joints: Joints = COCO) -> dict[str, Any]:
-    """Where the errors are: PCK and median error of each joint, the PCK curve and its area, and AP by size."""
+def _curve(errors: Array) -> tuple[list[float], float]:
+    """PCK at each of `REACHES`, and the area under it, in [0, 1]."""
+    curve = [share_within(errors, reach) for reach in REACHES]
+    return curve, float(np.trapezoid(curve, REACHES) / REACHES[-1])
+
+
+def figures(annotations: dict[str, Any], found: list[dict[str, Any]], joints: Joints) -> dict[str, float]:
+    """PCK and AUC, which need no sigmas; -1 where nobody is annotated."""
     errors = matched(annotations, found, joints).errors()
+    if not len(errors):
+        return {"PCK": -1.0, "AUC": -1.0}
+    return {"PCK": share_within(errors, PCK), "AUC": _curve(errors)[1]}
+
+
+def error_report(
+    annotations: dict[str, Any], found: list[dict[str, Any]], joints: Joints = COCO, matches: Matches | None = None
+) -> dict[str, Any]:
+    """Where the errors are: PCK and median error of each joint, the PCK curve and its area, and AP by size."""
+    errors = (matched(annotations, found, joints) if matches is None else matches).errors()
     by_joint = {}
     for k, name in enumerate(joints.names):
         own = errors[:, k][~np.isnan(errors[:, k])]
         if len(own):
             by_joint[name] = {"labelled": len(own), "pck": share_within(own, PCK), "median_error": float(np.median(own))}
-    curve = [share_within(errors, reach) for reach in REACHES]
+    curve, auc = _curve(errors)
     return {
         "pck": share_within(errors, PCK),
-        "auc": float(np.trapezoid(curve, REACHES) / REACHES[-1]),
+        "auc": auc,
         "curve": {"reach": REACHES.tolist(), "pck": curve},
         "joints": by_joint,
         "ap_by_size": evaluate.ap_by_size(annotations, found, joints),

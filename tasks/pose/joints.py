@@ -5,9 +5,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
 
 SIGMA = 0.067  # the mean of COCO's: for joints of which nobody has measured how far annotators differ
 _SIDES = {"left": "right", "right": "left", "l": "r", "r": "l"}
@@ -23,14 +28,14 @@ class Joints:
         mirrored: [K], the joint that takes a joint's place in the mirror image.
         upper: [K], True for the joints of the upper half of a body, of which training crops may be made; a set without a
             lower half is never halved.
-        sigmas: [K], > 0, or one value for all: the spread of OKS, as COCO's evaluation has it.
+        sigmas: [K], > 0; one value is for all: the spread of OKS, as COCO's evaluation has it.
         limbs: pairs of joints, counted from 0, that are drawn as lines.
     """
 
     names: tuple[str, ...]
     mirrored: tuple[int, ...] = ()
     upper: tuple[bool, ...] = ()
-    sigmas: tuple[float, ...] | float = SIGMA
+    sigmas: tuple[float, ...] = ()
     limbs: tuple[tuple[int, int], ...] = ()
 
     def __post_init__(self) -> None:
@@ -38,7 +43,8 @@ class Joints:
         twice = next((name for name in names if names.count(name) > 1), None)
         if not names or twice is not None:
             raise ValueError(f"a joint set needs names, each once; {twice!r} stands there twice" if names else "no joints")
-        sigmas = (float(self.sigmas),) * count if isinstance(self.sigmas, (int, float)) else tuple(map(float, self.sigmas))
+        given = (self.sigmas,) if isinstance(self.sigmas, (int, float)) else self.sigmas or (SIGMA,)
+        sigmas = tuple(map(float, given)) * (count if len(given) == 1 else 1)
         mirrored, upper = tuple(map(int, self.mirrored)) or partners(names), tuple(map(bool, self.upper)) or (True,) * count
         for field, values in (("mirrored", mirrored), ("upper", upper), ("sigmas", sigmas)):
             if len(values) != count:
@@ -62,6 +68,31 @@ class Joints:
         """-1 where the joints belong to the left of a pair, 1 to the right, 0 to neither or to both."""
         sides = {_side(self.names[k]) if self.mirrored[k] != k else 0 for k in joints} - {0}
         return sides.pop() if len(sides) == 1 else 0
+
+    @property
+    def unmeasured(self) -> bool:
+        """Does one sigma stand for all joints, so that OKS says little?"""
+        return len(self) > 1 and len(set(self.sigmas)) == 1
+
+    def listed(self) -> str:
+        """How many, and the first of their names."""
+        return f"{len(self)} joints ({', '.join(self.names[:6])}{', ...' if len(self) > 6 else ''})"
+
+    def without_other_side(self) -> list[str]:
+        """Joints that are named left or right and have no partner: mirroring gives them to the wrong side."""
+        return [name for k, name in enumerate(self.names) if self.mirrored[k] == k and _side(name)]
+
+    def encoded(self) -> Tensor:
+        """All of it as a tensor of bytes, for a state_dict."""
+        return torch.frombuffer(bytearray(json.dumps(asdict(self)).encode()), dtype=torch.uint8).clone()
+
+    @staticmethod
+    def decoded(content: Any) -> Joints | None:
+        """The inverse of `encoded`; None for anything else."""
+        try:
+            return Joints(**json.loads(bytes(content.tolist())))
+        except (ValueError, TypeError, AttributeError):
+            return None
 
 
 def partners(names: Sequence[str]) -> tuple[int, ...]:

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from tasks import checkpoint
 from tasks.errors import UserError
 
+JOINTS = "_extra_state"  # torch's name of what a network of ours keeps beside its tensors
+
 # mmpose's prefixes and ours, of the two networks; the backbones' names are timm's.
 _HEATMAP = {"head.final_layer.": "head."}
 _SIMCC = {
@@ -36,6 +38,7 @@ def to_ours(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def to_mmpose(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """The inverse of `to_ours`, under the names of mmpose 1.x."""
+    state = {key: tensor for key, tensor in state.items() if key != JOINTS}
     names = _HEATMAP
     if "columns.weight" in state:
         names = _SIMCC if any(key.startswith("deconvs.") for key in state) else _SIMCC_WITHOUT_DECONVS
@@ -43,12 +46,14 @@ def to_mmpose(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {_replaced(key, theirs): tensor for key, tensor in state.items()}
 
 
-def rename(_module: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
+def rename(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
     """A network's pre-hook of load_state_dict: lets it take a state_dict of mmpose's."""
     own = {key: tensor for key, tensor in state.items() if key.startswith(prefix)}
     for key in own:
         del state[key]
     renamed = to_ours({key[len(prefix) :]: tensor for key, tensor in own.items()})
+    if hasattr(module, "joints"):  # of which mmpose's files know nothing
+        renamed.setdefault(JOINTS, module.joints.encoded())  # type: ignore[operator, union-attr]
     state.update({prefix + key: tensor for key, tensor in renamed.items()})
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from tasks.pose import mmpose_weights
 from tasks.pose.codec import Heatmap, SimCC
-from tasks.pose.joints import COCO, Joints
+from tasks.pose.joints import COCO, Joints, same_names
 
 
 def hrnet(
@@ -44,7 +44,34 @@ def resnet(variant: str = "resnet50", stages: int = 4) -> nn.Module:
     return timm.create_model(variant, features_only=True, out_indices=(stages,))
 
 
-class HeatmapHRNet(nn.Module):
+class PoseNetwork(nn.Module):
+    """What pose networks have in common: their joints, which the state_dict carries along, and mmpose's names for tensors.
+
+    Args:
+        joints: to find.
+    """
+
+    def __init__(self, joints: Joints) -> None:
+        super().__init__()
+        self.joints = joints
+        self.register_load_state_dict_pre_hook(mmpose_weights.rename)
+
+    def get_extra_state(self) -> Tensor:
+        """The joints."""
+        return self.joints.encoded()
+
+    def set_extra_state(self, state: Any) -> None:
+        """Compare the joints of a state_dict with the network's own.
+
+        Raises:
+            RuntimeError: they have other names.
+        """
+        theirs = Joints.decoded(state)
+        if theirs is not None and not same_names(theirs.names, self.joints.names):
+            raise RuntimeError(f"it was trained on {theirs.listed()}, where {self.joints.listed()} are expected")
+
+
+class HeatmapHRNet(PoseNetwork):
     """HRNet and a 1x1 convolution to the heatmaps.
 
     Args:
@@ -65,20 +92,19 @@ class HeatmapHRNet(nn.Module):
         codec: Heatmap | None = None,
         joints: Joints = COCO,
     ) -> None:
-        super().__init__()
+        super().__init__(joints)
         if codec is not None and tuple(4 * side for side in codec.heatmap_size) != codec.input_size:
             raise ValueError(f"heatmap_size must be a quarter of input_size {codec.input_size}, got {codec.heatmap_size}")
         self.backbone: Any = hrnet(variant, widths, modules, blocks)
         self.head = nn.Conv2d(self.backbone.feature_info.channels()[0], len(joints), 1)
         _from_scratch(self)
-        self.register_load_state_dict_pre_hook(mmpose_weights.rename)
 
     def forward(self, image: Tensor) -> Tensor:
         """Heatmaps [B, K, h / 4, w / 4] of normalised crops [B, 3, h, w]."""
         return self.head(self.backbone(image)[0])
 
 
-class SimCCNet(nn.Module):
+class SimCCNet(PoseNetwork):
     """A backbone, one small map per joint, and a linear classifier per axis that all joints share (arXiv 2107.03332).
 
     Args:
@@ -96,7 +122,7 @@ class SimCCNet(nn.Module):
         deconvs: tuple[int, ...] = (256, 256, 256),
         joints: Joints = COCO,
     ) -> None:
-        super().__init__()
+        super().__init__(joints)
         self.backbone: Any = backbone()
         channels, stride = self.backbone.feature_info.channels()[0], self.backbone.feature_info.reduction()[0]
         layers: list[nn.Module] = []
@@ -110,7 +136,6 @@ class SimCCNet(nn.Module):
         _read_out(self.columns, width, height, axis=0)
         _read_out(self.rows, width, height, axis=1)
         _from_scratch(self.deconvs, self.maps)
-        self.register_load_state_dict_pre_hook(mmpose_weights.rename)
 
     def forward(self, image: Tensor) -> Tensor:
         """Logits [B, K, W + H] of normalised crops [B, 3, h, w]."""

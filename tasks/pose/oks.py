@@ -34,11 +34,14 @@ def oks(one: Array, others: Array, area: float, areas: Array, sigmas: Array) -> 
 def oks_nms(keypoints: Array, scores: Array, areas: Array, sigmas: Array, threshold: float = 0.9) -> list[int]:
     """Indices to keep: in falling score, those whose OKS with every kept one is at most the threshold."""
     order = np.argsort(scores)[::-1]
+    points, sizes = keypoints[order], areas[order]
+    alike = [oks(point, points, float(size), sizes, sigmas) for point, size in zip(points, sizes, strict=True)]
+    left = np.ones(len(order), dtype=bool)
     keep: list[int] = []
-    while len(order):
-        first, rest = order[0], order[1:]
-        keep.append(int(first))
-        order = rest[oks(keypoints[first], keypoints[rest], float(areas[first]), areas[rest], sigmas) <= threshold]
+    for i, index in enumerate(order):
+        if left[i]:
+            keep.append(int(index))
+            left &= alike[i] <= threshold
     return keep
 
 
@@ -102,22 +105,18 @@ def results(
     """
     sure = joint_scores > score_threshold
     scores = box_scores * (joint_scores * sure).sum(axis=1) / np.maximum(sure.sum(axis=1), 1)
-    found = []
-    for image_id in np.unique(image_ids):
-        here = np.flatnonzero(image_ids == image_id)
+    order = np.argsort(image_ids, kind="stable")
+    everywhere: list[int] = []
+    for here in np.split(order, np.flatnonzero(np.diff(image_ids[order])) + 1) if len(order) else []:
         if soft_nms:
             kept, lowered = soft_oks_nms(keypoints[here], scores[here], areas[here], sigmas, nms_threshold)
             scores[here[kept]] = lowered
         else:
             kept = oks_nms(keypoints[here], scores[here], areas[here], sigmas, nms_threshold)
-        for k in here[kept]:
-            triples = np.concatenate([keypoints[k], joint_scores[k][:, None]], axis=1)
-            found.append(
-                {
-                    "image_id": int(image_id),
-                    "category_id": 1,
-                    "keypoints": [round(float(v), 4) for v in triples.ravel()],
-                    "score": float(scores[k]),
-                }
-            )
-    return found
+        everywhere += here[kept].tolist()
+    triples = np.concatenate([keypoints, joint_scores[..., None]], axis=2).reshape(len(keypoints), -1)[everywhere].round(4)
+    columns = (image_ids[everywhere].tolist(), triples.tolist(), scores[everywhere].tolist())
+    return [
+        {"image_id": image_id, "category_id": 1, "keypoints": values, "score": score}
+        for image_id, values, score in zip(*columns, strict=True)
+    ]

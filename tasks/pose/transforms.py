@@ -62,9 +62,32 @@ def crop(picture: NDArray[np.uint8], matrix: Array, size: tuple[int, int]) -> ND
     return cv2.warpAffine(picture, matrix, size, flags=cv2.INTER_LINEAR)  # type: ignore[return-value]
 
 
+def crop_box(picture: NDArray[np.uint8], box: Array, size: tuple[int, int]) -> NDArray[np.uint8]:
+    """The crop [h, w, 3] of a box as evaluation sees it: padded, upright."""
+    centre, extent = box_to_centre(box)
+    return crop(picture, affine(centre, fit_aspect(extent, size), 0.0, size), size)
+
+
 def to_picture(keypoints: Array, centre: Array, extent: Array, size: tuple[int, int]) -> Array:
     """Keypoints [..., 2] of an unrotated crop, in pixels of the picture."""
     return keypoints / np.array(size) * extent + centre - 0.5 * extent
+
+
+def to_pictures(keypoints: Array, boxes: Array, size: tuple[int, int]) -> tuple[Array, Array]:
+    """Keypoints of the crops of boxes in pixels of their pictures, and the areas of the padded boxes.
+
+    Args:
+        keypoints: [N, K, 2], of crops as `crop_box` makes them.
+        boxes: [N, 4].
+        size: (w, h) of the crops.
+
+    Returns:
+        Keypoints [N, K, 2] and areas [N].
+    """
+    centres, padded = boxes[:, :2] + boxes[:, 2:] / 2, boxes[:, 2:] * PADDING
+    widths = np.maximum(padded[:, 0], padded[:, 1] * (size[0] / size[1]))
+    extents = np.column_stack([widths, widths / (size[0] / size[1])])
+    return to_picture(keypoints, centres[:, None], extents[:, None], size), extents.prod(axis=1)
 
 
 @dataclass(frozen=True)

@@ -36,13 +36,13 @@ def people(tmp_path: Path) -> Path:
 def test_people_in_broken_pictures_are_left_out(people: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Counted, listed once, and not counted as missed. Kills: a limit that counts them, ground truth that keeps them."""
     task = PoseTask(root=str(people), skip_broken=True)
-    kept, annotations = task._people("val")
+    kept, annotations = task.people("val")
     error = capsys.readouterr().err
     assert "warning: 2 of 6 pictures are left out:" in error
     assert "000000000002.jpg: not a readable picture (it is cut off)" in error
     assert "000000000004.jpg: not a readable picture" in error
-    assert {person.image_id for person in kept} == {1, 3, 5, 6} == {a["image_id"] for a in annotations["annotations"]}
-    limited, _ = PoseTask(root=str(people), skip_broken=True, limit=2)._people("val")
+    assert {person.image_id for person in kept} == {1, 3, 5, 6} == {a["image_id"] for a in annotations.truth()["annotations"]}
+    limited, _ = PoseTask(root=str(people), skip_broken=True, limit=2).people("val")
     assert [person.image_id for person in limited] == [1, 3]
     assert capsys.readouterr().err == ""
     assert len(task.dataset("train")) == 4
@@ -73,7 +73,31 @@ def test_what_a_camera_writes_after_the_end() -> None:
     """Is no damage. Kills: a check of the very last bytes."""
     file = io.BytesIO()
     Image.new("RGB", (20, 20)).save(file, "JPEG")
-    pictures.check(file.getvalue() + b"\0" * 100)
+    for behind in (b"\0" * 100, b"MotionPhoto_Data" + b"\xff\xd8" * 50_000):
+        pictures.check(file.getvalue() + behind)
+
+
+def test_cut_off_behind_a_small_picture() -> None:
+    """A photo carries a smaller one, with its own end, in front. Kills: any end marker taken for the photo's."""
+    small, large = io.BytesIO(), io.BytesIO()
+    Image.new("RGB", (20, 20)).save(small, "JPEG")
+    exif = Image.Exif()
+    exif[0x927C] = small.getvalue()
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (90, 90, 3), dtype=np.uint8)).save(large, "JPEG", exif=exif)
+    content = large.getvalue()
+    assert content.count(b"\xff\xd9") > 1
+    pictures.check(content)
+    with pytest.raises(ValueError, match="cut off"):
+        pictures.check(content[:-900])
+
+
+def test_max_pixels() -> None:
+    """The limit is the setting's. Kills: a fixed cap, a limit that is ignored."""
+    file = io.BytesIO()
+    Image.new("RGB", (30, 20)).save(file, "PNG")
+    pictures.check(file.getvalue(), 600)
+    with pytest.raises(ValueError, match=r"Image size \(600 pixels\) exceeds limit of 599 pixels; task\.max_pixels="):
+        pictures.check(file.getvalue(), 599)
 
 
 @given(st.lists(st.sampled_from([*fuzz.TOKENS, "a", "b"]), max_size=8).map("".join), st.sampled_from(fuzz.WORDS))

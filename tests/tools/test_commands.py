@@ -62,7 +62,8 @@ def test_train_then_eval(people: Path, tmp_path: Path) -> None:
     assert "passes per step" in done.stdout
     files = {p.name for p in (tmp_path / "run").iterdir()}
     pictures = {"curves.png", "errors.png", "predictions.png"}
-    assert files == {"run.json", "metrics.jsonl", "last.pt", "best.pt", "result.json", "errors.json"} | pictures
+    poses = {"errors.json", "keypoints.json"}
+    assert files == {"run.json", "metrics.jsonl", "last.pt", "best.pt", "result.json"} | poses | pictures
     result = json.loads((tmp_path / "run/result.json").read_text())
     assert (result["seed"], result["steps"], result["task"], result["config"]) == (5, 4, "pose", SMALL)
     assert list(result["metrics"]) == ["AP", "AP50", "AP75", "APM", "APL", "AR", "AR50", "AR75", "ARM", "ARL"]

@@ -10,6 +10,7 @@ they go to mmpose through a file of `tasks.pose.mmpose_weights`. Needs the envir
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import tempfile
 from collections.abc import Callable
@@ -107,7 +108,7 @@ def fitted(task: PoseTask, steps: int) -> nn.Module:
     """Our network after some steps on the people of "val", in evaluation mode."""
     torch.manual_seed(0)
     model = task.build()
-    people, _ = task._people("val")
+    people, _ = task.people("val")
     loader = DataLoader(PoseData(people, task.codec, STILL), batch_size=16, shuffle=True, drop_last=len(people) > 16)
     optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
     step = 0
@@ -165,8 +166,9 @@ def compare(name: str, root: Path, steps: int) -> dict[str, tuple[float, float]]
         )
 
     labelled = dataset({"type": "GenerateTarget", "encoder": config["head"]["decoder"]}, test=False)
-    people, annotations = task._people("val")
-    place = {annotations["annotations"][person.annotation]["id"]: i for i, person in enumerate(people)}
+    people, _ = task.people("val")
+    listed = json.loads((root / "annotations/person_keypoints_val2017.json").read_text())["annotations"]
+    place = {listed[person.annotation]["id"]: i for i, person in enumerate(people)}
     data = PoseData(people, task.codec, STILL)
     worst = dict.fromkeys(("crops", "targets", "outputs"), 0.0)
     losses = np.zeros(2)

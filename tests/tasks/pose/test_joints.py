@@ -54,7 +54,7 @@ def test_same_names() -> None:
     [
         ({"names": ()}, "no joints"),
         ({"names": ("a", "a")}, "'a' stands there twice"),
-        ({"names": ("a", "b"), "sigmas": (0.1,)}, "sigmas must have a value for each of the 2 joints, got 1"),
+        ({"names": ("a", "b"), "sigmas": (0.1, 0.1, 0.1)}, "sigmas must have a value for each of the 2 joints, got 3"),
         ({"names": ("a", "b"), "sigmas": (0.1, 0.0)}, "sigmas must be > 0"),
         ({"names": ("a", "b", "c"), "mirrored": (1, 2, 0)}, "mirroring twice changes nothing"),
         ({"names": ("a", "b"), "limbs": ((1, 2),)}, "limbs must name joints 0 to 1"),

@@ -14,11 +14,12 @@ import torch
 from torch import nn
 
 from tasks.errors import UserError
-from tasks.pose import draw, sample, transforms
+from tasks.pose import draw, errors, predict, report, sample, transforms
 from tasks.pose.codec import Codec, Heatmap, SimCC
-from tasks.pose.data import Person, PoseData, annotated_people
+from tasks.pose.data import PoseData, read_picture
 from tasks.pose.joints import COCO
 from tasks.pose.model import HeatmapHRNet, SimCCNet, hrnet, resnet
+from tasks.pose.people import People, Person
 from tasks.pose.task import PoseTask
 
 SMALL = partial(HeatmapHRNet, "hrnet_w32", widths=(8, 16, 32, 64), modules=(1, 1, 1), blocks=1)
@@ -138,23 +139,38 @@ def test_pictures_of_an_evaluation(root: Path, tmp_path: Path) -> None:
     data = task.dataset("val")
     oracle = Oracle(data, CODEC)
     assert task.evaluate(oracle, batches(data), tmp_path) == task.evaluate(oracle, batches(data))
-    assert {file.name for file in tmp_path.iterdir()} == {"errors.json", "errors.png", "predictions.png"}
+    names = {"errors.json", "errors.png", "keypoints.json", "predictions.png"}
+    assert {file.name for file in tmp_path.iterdir()} == names
     assert json.loads((tmp_path / "errors.json").read_text())["pck"] > 0.99
-    _, annotations = task._people("val")
+    _, annotations = task.people("val")
     found = task.results(oracle, batches(data), data.people)
-    sheet = task._worst_and_best(annotations, found, 3)
+
+    def drawn(poses: list[dict[str, Any]]) -> draw.Picture:
+        return report.worst_and_best(annotations, errors.matched(annotations.truth(), poses), COCO, 10**9, 3)
+
+    sheet = drawn(found)
     assert sheet.shape == (2 * (256 + 22), 3 * (192 + 3), 3)
     moved = [{**pose, "keypoints": [v + 9 for v in pose["keypoints"]]} for pose in found]
-    white = [(task._worst_and_best(annotations, f, 3) == draw.WHITE).all(axis=2).sum() for f in (found, moved)]
+    white = [(drawn(f) == draw.WHITE).all(axis=2).sum() for f in (found, moved)]
     assert white[0] + 200 < white[1], "a true pose hides the truth"
 
 
 def test_predict(root: Path) -> None:
-    """People of any pictures, one by one: what `results` says of a split. Kills: crops of another box."""
+    """Frames of any pictures give what `results` says of a split. Kills: crops of another box, poses under another frame."""
     task = PoseTask(root=str(root), codec=CODEC)
     data = task.dataset("val")
     oracle = Oracle(data, CODEC)
-    assert task.predict(oracle, data.people, torch.device("cpu")) == task.results(oracle, batches(data), data.people)
+    frames = [
+        predict.Frame(100 + person.image_id, read_picture(person.picture), person.box[None], np.ones(1))
+        for person in data.people
+    ]
+    nobody = predict.Frame(5, frames[0].picture, np.empty((0, 4)), np.empty(0))
+    frames.insert(3, nobody)
+    answers = list(predict.poses(task, [oracle, oracle], frames, torch.device("cpu")))
+    assert [frame.number for frame, _ in answers] == [frame.number for frame in frames]
+    found = [{**pose, "image_id": pose["image_id"] - 100} for _, (first, _) in answers for pose in first]
+    assert found == task.results(oracle, batches(data), data.people)
+    assert answers[3][1] == [[], []]
 
 
 def test_training_items(root: Path) -> None:
@@ -292,43 +308,11 @@ def test_backbone_weights(tmp_path: Path) -> None:
         PoseTask(network=SMALL, weights=str(path)).build()
 
 
-def one_annotation(**changes: Any) -> dict[str, Any]:
-    annotation = {"id": 7, "image_id": 1, "bbox": [10, 10, 50, 60], "keypoints": [20, 30, 2] * 17, "iscrowd": 0}
-    return {"images": [{"id": 1, "file_name": "a.jpg", "width": 100, "height": 40}], "annotations": [annotation | changes]}
-
-
-def test_boxes_are_clipped_as_in_mmpose() -> None:
-    """To width - 1 and height - 1."""
-    (person,) = annotated_people(one_annotation(bbox=[-5, 10, 200, 60]), Path(), Path("x.json"))
-    np.testing.assert_array_equal(person.box, [0, 10, 99, 29])
-
-
-@pytest.mark.parametrize(
-    "changes", [{"iscrowd": 1}, {"keypoints": [0] * 51}, {"bbox": [10, 10, 0, 5]}, {"bbox": [200, 0, 9, 9]}]
-)
-def test_nobody_to_learn_from(changes: dict[str, Any]) -> None:
-    """Crowds, unlabelled people and empty boxes are passed over."""
-    assert annotated_people(one_annotation(**changes), Path(), Path("x.json")) == []
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"keypoints": [0] * 9}, "annotation 7 has 9 keypoint values, expected 51"),
-        ({"image_id": 5}, "annotation 7 names the picture 5"),
-    ],
-)
-def test_broken_annotations(changes: dict[str, Any], message: str) -> None:
-    """The error names the file, the annotation and the rule."""
-    with pytest.raises(UserError, match=f"x.json: {message}"):
-        annotated_people(one_annotation(**changes), Path(), Path("x.json"))
-
-
 def test_missing_picture(tmp_path: Path) -> None:
     """The error names the file."""
     person = Person(tmp_path / "gone.jpg", 1, np.array([0.0, 0.0, 9.0, 9.0]), 1.0, np.ones((17, 3)))
     with pytest.raises(UserError, match=r"gone\.jpg: no such picture"):
-        PoseData([person], CODEC)[0]
+        PoseData(People.of([person]), CODEC)[0]
 
 
 def test_sample_is_deterministic(tmp_path: Path) -> None:

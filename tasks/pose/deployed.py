@@ -1,0 +1,98 @@
+"""Networks as they are used: from a checkpoint or an ONNX file, which tell how they are fed and what they find."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from torch import nn
+
+from tasks import checkpoint
+from tasks.errors import UserError
+from tasks.pose import starting
+from tasks.pose.codec import Heatmap, SimCC
+from tasks.pose.joints import Joints, same_names
+from tasks.pose.task import PoseTask
+from tasks.quant import export
+from tasks.quant.runtime import InRuntime
+
+_CODECS: dict[str, Any] = {codec.__name__: codec for codec in (Heatmap, SimCC)}
+
+
+def loaded(task: PoseTask, file: Path) -> tuple[PoseTask, nn.Module]:
+    """A network that answers, and the task as it was trained for.
+
+    Args:
+        task: of the config.
+        file: a checkpoint, or *.onnx.
+
+    Raises:
+        UserError: it cannot be read, or is not the config's network.
+    """
+    if file.suffix.lower() == ".onnx":
+        return _of_file(task, file)
+    state = starting.unwrapped(checkpoint.weights(file))
+    task = task.as_trained(state)
+    model = task.build()
+    checkpoint.fill(model, state, file)
+    return task, model
+
+
+def _of_file(task: PoseTask, file: Path) -> tuple[PoseTask, nn.Module]:
+    if not file.is_file():
+        raise UserError(f"{file}: no such file")
+    try:
+        held = onnx.load(file, load_external_data=False)
+        network = InRuntime(file)
+    except Exception as error:  # the readers of a damaged file raise anything
+        raise UserError(f"{file}: not an ONNX file that can be run ({' '.join(str(error).split())[:150]})") from error
+    given = _described(held, file)
+    if not given:
+        return replace(task, weights=None), network
+    if given.get("task") != "pose":
+        raise UserError(f"{file}: not a pose network: its metadata does not say so")
+    try:
+        settings = dict(given["codec"])
+        codec = _CODECS[settings.pop("name")](**{k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()})
+        joints = Joints(**given["joints"])
+        mean, std = tuple(given["mean"]), tuple(given["std"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{file}: its metadata is not of this project: {type(error).__name__}: {error}") from error
+    if task.joints is not None and not same_names(task.joint_set().names, joints.names):
+        raise UserError(f"{file}: finds {joints.listed()}, where task.joints asks for {task.joint_set().listed()}")
+    return replace(task, codec=codec, joints=joints, mean=mean, std=std, weights=None), network
+
+
+def _described(held: onnx.ModelProto, file: Path) -> dict[str, Any]:
+    try:
+        return {entry.key: json.loads(entry.value) for entry in held.metadata_props}
+    except ValueError as error:
+        raise UserError(f"{file}: its metadata is not of this project: {error}") from error
+
+
+@torch.no_grad()
+def write(task: PoseTask, model: nn.Module, file: Path) -> float:
+    """Write a float network as an ONNX file with what its user must know, and compare the two.
+
+    Args:
+        task: of the network.
+        model: on the CPU.
+        file: to write.
+
+    Returns:
+        The largest difference of the answers on noise, as a share of the largest answer.
+    """
+    model.eval()
+    width, height = task.codec.input_size
+    noise = torch.randn(2, 3, height, width, generator=torch.Generator().manual_seed(0))
+    export.export(model, file, [noise.numpy()])
+    held = onnx.load(file)
+    onnx.helper.set_model_props(held, {key: json.dumps(value) for key, value in task.about().items()})
+    onnx.save(held, file)
+    expected, found = model(noise).numpy(), InRuntime(file)(noise).numpy()
+    return float(np.abs(found - expected).max() / max(np.abs(expected).max(), 1e-12))
