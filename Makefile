@@ -11,8 +11,9 @@ help:  ## this list
 setup: $(VENV)/installed  ## virtual environment with everything
 
 $(VENV)/installed: pyproject.toml
+	@echo "Installing torch and what tasks/ and the tests need into $(VENV): some gigabytes, some minutes, once."
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[tasks,dev,loops]'
+	$(BIN)/python -m pip install --disable-pip-version-check -e '.[tasks,dev,loops]'
 	@touch $@
 
 format: setup  ## format and sort imports
@@ -58,8 +59,9 @@ docs: setup  ## the API, from the docstrings: build/api/index.html
 	$(BIN)/python -W error -m pdoc --docformat google --output-directory build/api arsam arsam.functional
 
 demo: setup  ## train a small pose network on drawn people, and evaluate its checkpoint
-	rm -rf runs/demo
-	$(BIN)/python tools/train.py configs/pose/hrnet_arsam.py --sample --out runs/demo
+	@echo "Training a small pose network with ARSAM on drawn people, into runs/demo: a few minutes."
+	$(BIN)/python tools/train.py configs/pose/hrnet_arsam.py --sample --out runs/demo --overwrite
+	@echo "Evaluating its best checkpoint."
 	$(BIN)/python tools/eval.py configs/pose/hrnet_arsam.py --sample --checkpoint runs/demo/best.pt
 
 clean:  ## remove the virtual environment and caches

@@ -93,7 +93,7 @@ def share(path: Path, other: Path) -> None:
     """
     if other.exists() and other.samefile(path):  # renaming a file to itself would leave the temporary name
         return
-    temporary = other.with_suffix(".tmp")
+    temporary = folder.beside(other)
     temporary.unlink(missing_ok=True)
     try:
         os.link(path, temporary)

@@ -42,6 +42,8 @@ class Config:
         seed: of initialisation, order and augmentation.
         num_workers: loader processes, at most one per core; 0 loads in the training process.
         eval_every: epochs between evaluations; the last epoch is always evaluated.
+        save_every: minutes between two checkpoints in the midst of an epoch, > 0; each epoch's end has one anyway.
+        log_to: where the lines of metrics.jsonl go besides: "tensorboard" (into the run's folder), "wandb" or "mlflow".
         precision: "fp32", or "bf16" or "fp16" for autocast; "fp16" scales the loss.
         channels_last: memory format of the model.
         clip_norm: the update's gradient (with ARSAM: the mixed one) is scaled down to this L2 norm; None: not clipped.
@@ -61,6 +63,8 @@ class Config:
     seed: int = 0
     num_workers: int = 2
     eval_every: int = 1
+    save_every: float = 15.0
+    log_to: Literal["tensorboard", "wandb", "mlflow"] | None = None
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     channels_last: bool = True
     clip_norm: float | None = None
@@ -73,8 +77,12 @@ class Config:
         for name, least in leasts.items():
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be >= {least}, got {getattr(self, name)}")
+            if name != "seed" and getattr(self, name) >= 2**31:
+                raise ValueError(f"{name} must be below 2**31, got {getattr(self, name)}")
         if self.seed >= 2**63:
             raise ValueError(f"seed must be below 2**63, got {self.seed}")
+        if not self.save_every > 0:
+            raise ValueError(f"save_every must be > 0 minutes, got {self.save_every}")
         if self.ema is not None and not 0 < self.ema < 1:
             raise ValueError(f"ema must lie in (0, 1), got {self.ema}; None switches it off")
         if self.clip_norm is not None and not self.clip_norm > 0:
@@ -121,11 +129,18 @@ def describe(value: Any) -> Any:
     return getattr(value, "__name__", repr(value))
 
 
+# What changes no weight: how often is looked and saved, how it is loaded and evaluated, and where the data lie.
+_WEIGHTLESS = {
+    "num_workers", "eval_every", "save_every", "log_to", "patience", "epochs", "flip_test", "skip_broken", "detections",
+    "root", "train_annotations", "train_images", "val_annotations", "val_images",
+}  # fmt: skip
+
+
 def differences(old: Any, new: Any, name: str = "") -> Iterator[str]:
-    """Where two described configs differ, save in what changes no result."""
+    """Where two described configs differ, save in what changes no weight; more epochs go on, in a schedule of their own."""
     if isinstance(old, dict) and isinstance(new, dict):
-        for key in old.keys() | new.keys():
-            if key != "num_workers":
+        for key in sorted(old.keys() | new.keys()):
+            if key not in _WEIGHTLESS:
                 yield from differences(old.get(key), new.get(key), f"{name}.{key}".lstrip("."))
     elif old != new:
         yield f"{name} was {old}, is {new}"
@@ -133,7 +148,10 @@ def differences(old: Any, new: Any, name: str = "") -> Iterator[str]:
 
 def data_path(root: str) -> Path:
     """The folder `root`; where ARSAM_DATA is set, it stands for a leading ``data``."""
-    path = Path(root).expanduser()
+    try:
+        path = Path(root).expanduser()
+    except RuntimeError as error:  # no such user
+        raise UserError(f"{root}: {error}") from error
     replacement = os.environ.get("ARSAM_DATA")
     if replacement and not path.is_absolute() and path.parts[:1] == ("data",):
         return Path(replacement).joinpath(*path.parts[1:])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from tasks import distributed, signals
+from tasks import distributed, preflight, signals
 from tasks.config import Config
 from tasks.errors import UserError
 from tasks.loading import Batches, load
 from tasks.records import Records
-from tasks.signals import Signals
+from tasks.signals import Signals, Stopped
 from tasks.state import State
 from tasks.step import Step, autocast
 
@@ -48,10 +49,20 @@ def train(
     state = State(config, batches, device)
     records = Records(config, state, batches, out, name)
     with signals.noted() as stopping, records.opened(resume):
+        preflight.check(config, data, state.model, device)
         step = Step(config, state)
-        _evaluate_if_due(config, state, records, stopping, out)
-        while state.progress.step < batches.total:
-            _take_steps(config, data, batches, step, state, records, stopping, out)
+        try:
+            _evaluate_if_due(config, state, records, stopping, out)
+            while state.progress.step < batches.total:
+                _take_steps(config, data, batches, step, state, records, stopping, out)
+        except Stopped as stop:
+            stop.state = records.explain_state()
+            raise
+        except UserError:
+            # An item that cannot be read, a loader process that is gone: what has been trained is kept.
+            if step.whole and distributed.world() == 1 and step.sound():
+                records.keep()
+            raise
         return records.finish()
 
 
@@ -61,9 +72,12 @@ def _take_steps(
     """Train to the end, or until the run had to go back to its last checkpoint."""
     progress = state.progress
     state.trained.train()
+    trusted = records.trusted() if progress.step else nullcontext()
     for batch in records.time(load(data, config, state.device, batches.after(progress.step))):
         state.set_rate()
-        step(batch)
+        with trusted:
+            step(batch)
+        trusted = nullcontext()
         records.count_step()
         ended = progress.step % batches.per_epoch == 0
         stop, overdue = distributed.anywhere(bool(stopping), records.overdue())

@@ -1,11 +1,12 @@
-"""A run's folder: one process at a time, and a failed write costs no training."""
+"""A run's folder: whose it is, one process at a time, and a failed write costs no training."""
 
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -15,6 +16,78 @@ from tasks.errors import UserError
 # A lock lasts as long as any process has its descriptor open: a loader's worker must not keep it from a run that is resumed.
 _locks: set[int] = set()
 os.register_at_fork(after_in_child=lambda: [os.close(_locks.pop()) for _ in list(_locks)])
+
+
+MARKER = "run.json"  # names the tool that a folder belongs to, and its run
+
+
+def check(path: Path, tool: str, *, overwrite: bool = False, inputs: Iterable[Path] = ()) -> None:
+    """See that a tool may write into a folder: one that is new, empty, or its own by the marker.
+
+    Args:
+        path: the folder.
+        tool: the name of the tool, such as "train".
+        overwrite: any folder will do; an input is safe from the tool all the same.
+        inputs: files and folders that are read.
+
+    Raises:
+        UserError: it may not; nothing has been touched.
+    """
+    whole = path.resolve()
+    for source in inputs:
+        if source.exists() and (source.resolve() == whole or whole in source.resolve().parents):
+            raise UserError(f"{path}: holds {source}, which is read; an output is never an input: name another --out")
+    if path.is_symlink() and not path.exists():
+        raise UserError(f"{path}: cannot be written (a link to nothing is in the way); name another --out")
+    if path.exists() and not path.is_dir():
+        raise UserError(f"{path}: cannot be written (it is a file, not a folder); name another --out")
+    if overwrite or not path.is_dir():
+        return
+    try:
+        found = sorted(os.listdir(path))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); name another --out") from error
+    if not found or (owned := owner(path)) == tool:
+        return
+    if owned is not None:
+        raise UserError(f"{path}: belongs to a run of tools/{owned}.py; name another --out, or --overwrite to write into it")
+    some = ", ".join(found[:3]) + (", ..." if len(found) > 3 else "")
+    raise UserError(
+        f"{path}: holds files that tools/{tool}.py did not write ({some}); name another --out, or --overwrite to write into it"
+    )
+
+
+def owner(path: Path) -> str | None:
+    """The tool whose marker a folder has; None: it has none."""
+    try:
+        marker = json.loads((path / MARKER).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+    tool = marker.get("tool") if isinstance(marker, dict) else None
+    return tool if isinstance(tool, str) else None
+
+
+def mark(path: Path, tool: str, record: dict[str, object]) -> None:
+    """Make a folder, and the marker that says whose it is.
+
+    Args:
+        path: the folder.
+        tool: the name of the tool.
+        record: of the run: plain containers.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    with required(path / MARKER):
+        path.mkdir(parents=True, exist_ok=True)
+        with aside(path / MARKER) as file:
+            file.write((json.dumps({"tool": tool, **record}, indent=2) + "\n").encode())
+
+
+def sweep(path: Path) -> None:
+    """Remove what a process that was killed has left half-written in a folder of ours."""
+    for leftover in path.glob(".*.tmp"):
+        leftover.unlink()
 
 
 @contextmanager
@@ -48,7 +121,7 @@ def aside(path: Path) -> Iterator[BinaryIO]:
     Raises:
         OSError: the disk is full or forbids it; the old file stays, and nothing else.
     """
-    temporary = path.with_suffix(".tmp")
+    temporary = beside(path)
     try:
         with open(temporary, "wb") as file:
             yield file
@@ -58,6 +131,11 @@ def aside(path: Path) -> Iterator[BinaryIO]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def beside(path: Path) -> Path:
+    """The name under which a file is written before it takes its own."""
+    return path.with_name(f".{path.name}.tmp")
 
 
 @contextmanager

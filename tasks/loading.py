@@ -5,6 +5,9 @@ The second is asked in the training process, without workers and without a seed 
 What it draws comes from torch's own generator, whose state is in the checkpoint, so that such a run too is resumed bitwise.
 """
 
+# numpy's stubs know nothing of its global bit generator
+# pyright: reportAttributeAccessIssue=false
+
 from __future__ import annotations
 
 import os
@@ -18,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from tasks import distributed
 from tasks.config import Config
+from tasks.errors import UserError
 from tasks.task import Batch
 
 Indices = np.ndarray[Any, np.dtype[np.int64]]
@@ -38,13 +42,33 @@ def load(data: Any, config: Config, device: torch.device, batches: Iterable[Part
     # A generator of its own: without one a loader draws from the global one, and a resumed run would be a draw ahead.
     generator = torch.Generator().manual_seed(config.seed)
     workers = min(config.num_workers, os.cpu_count() or 1)
-    return DataLoader(
-        Seeded(data, config.seed),
-        batch_sampler=_Keys(batches),  # type: ignore[arg-type]
-        num_workers=workers,
-        pin_memory=device.type == "cuda",
-        generator=generator,
+    return _named(
+        DataLoader(
+            Seeded(data, config.seed),
+            batch_sampler=_Keys(batches),  # type: ignore[arg-type]
+            num_workers=workers,
+            pin_memory=device.type == "cuda",
+            generator=generator,
+        )
     )
+
+
+def _named(batches: Iterable[Batch]) -> Iterator[Batch]:
+    """The same batches; a loader process that is gone is an error that says what to do.
+
+    Raises:
+        UserError: one was killed, or had no room.
+    """
+    try:
+        yield from batches
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        what = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"num_workers: a loader process has ended, which is what the system does where memory is short ({what}); fewer"
+            " workers or a smaller batch_size will do"
+        ) from error
 
 
 class _Keys:

@@ -7,6 +7,7 @@ import dataclasses
 import difflib
 import functools
 import inspect
+import math
 import typing
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -43,7 +44,7 @@ def override(config: C, assignments: list[str]) -> C:
 def _replace(node: Any, path: list[str], text: str, assignment: str) -> Any:
     """A copy of a dataclass or partial with one value, deep inside, replaced."""
     name, rest = path[0], path[1:]
-    hints, present = _fields(node)
+    hints, present = settable(node)
     if not hints:
         hint = "; start from sharpness=ARSAM(rho=0.05)" if assignment.startswith("sharpness.") else ""
         raise UserError(f"{assignment}: there is nothing named {name} inside {node!r}{hint}")
@@ -57,7 +58,7 @@ def _replace(node: Any, path: list[str], text: str, assignment: str) -> Any:
     return dataclasses.replace(node, **{name: value})
 
 
-def _fields(node: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+def settable(node: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     """Names that may be set, with their types, and the present values, of a dataclass or a callable given as partial."""
     if dataclasses.is_dataclass(node):
         hints = typing.get_type_hints(type(node))
@@ -91,6 +92,8 @@ def _value(text: str, hint: Any, assignment: str) -> Any:
     candidates.append(text)  # a path or a name needs no quotes
     expected = _resolved(hint)
     for value in candidates:
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"{assignment}: must be finite")
         if value is None and not (hint is Any or type(None) in typing.get_args(expected) or expected is type(None)):
             continue
         if isinstance(value, bool) and expected in (int, float):

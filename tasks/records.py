@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
-from tasks import checkpoint, distributed, folder, log
+from tasks import checkpoint, distributed, folder, log, loggers
+from tasks.bar import Bar
 from tasks.config import Config, describe, differences
 from tasks.errors import UserError
 from tasks.loading import Batches
@@ -54,7 +54,8 @@ class Records:
         self._clock = self._saved = time.perf_counter()
         self._saved_step = -1  # the step of the state in last.pt
         self._drawn: float | None = None
-        self._bar = tqdm(disable=True)
+        self._bar = Bar(0, 0, shown=False)
+        self._logger: loggers.Logger | None = None
 
     @contextmanager
     def opened(self, resume: bool) -> Iterator[None]:
@@ -68,8 +69,7 @@ class Records:
                 resume = resume and self._anything_to_resume(self._out)
                 if self._writes and (not resume or self._out.is_dir()):
                     until_the_end.enter_context(folder.held(self._out))
-                    for leftover in self._out.glob("*.tmp"):  # of a process that was killed
-                        leftover.unlink()
+                    self._clear(self._out, resume)
             if resume and self._out is not None:
                 if self._writes:
                     checkpoint.recover(self._out / "last.pt", self._out / "previous.pt")
@@ -79,23 +79,23 @@ class Records:
                 # dropout of its own, after the same initialisation
                 torch.manual_seed(self._config.seed + 1_000_003 * distributed.rank())
             if self._writes and self._out is not None:
-                with folder.required(self._out / "run.json"):
-                    log.write_json(self._out / "run.json", self._describe())
+                folder.mark(self._out, "train", self._describe())
                 self._metrics = log.Metrics(self._out / "metrics.jsonl", self._metrics.lines)
-                if not resume:
-                    (self._out / "previous.pt").unlink(missing_ok=True)  # of another run
             if not resume:
                 self.save(folder.required)  # shows that there is room for one before time is spent
-            self._bar = until_the_end.enter_context(
-                tqdm(
-                    total=self._batches.total,
-                    initial=self._state.progress.step,
-                    unit="step",
-                    disable=not (self._writes and sys.stdout.isatty()),
-                    dynamic_ncols=True,
-                )
-            )
+            if self._writes and self._out is not None and self._config.log_to is not None:
+                self._logger = loggers.KINDS[self._config.log_to](self._out, describe(self._config))
+                until_the_end.callback(self._logger.close)
+            done = self._state.progress.step
+            self._bar = until_the_end.enter_context(Bar(self._batches.total, done, self._writes))
             yield
+
+    def _clear(self, out: Path, resume: bool) -> None:
+        """Remove what another run, or a process that was killed, has left; files that are not ours stay."""
+        if folder.owner(out) == "train":
+            folder.sweep(out)
+            for name in () if resume else ("previous.pt", "best.pt", "result.json", "curves.png"):
+                (out / name).unlink(missing_ok=True)
 
     def _anything_to_resume(self, out: Path) -> bool:
         if any((out / name).is_file() for name in ("last.pt", "previous.pt")) or not (out / "run.json").is_file():
@@ -113,21 +113,49 @@ class Records:
         Raises:
             UserError: it is damaged, or of another run.
         """
-        path = Path("memory") if self._out is None else self._out / "last.pt"
+        path = self._path("last.pt")
         saved = copy.deepcopy(self._kept) if self._out is None else checkpoint.load(path)
         if "progress" not in saved or "config" not in saved:
             raise UserError(f"{path}: holds weights only; a run goes on from its own last.pt")
         found = list(differences(saved["config"], describe(self._config)))
         if found:
             raise UserError(f"{path}: made with another config: {'; '.join(found[:5])}")
-        try:
+        with self.trusted():
             lines = [line for line in saved["metrics"] if line["epoch"] >= 1]
             self._state.load_state_dict(saved)
-        except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-            what = " ".join(str(error).split())[:300]
-            raise UserError(f"{path}: not the checkpoint of a run of this version: {type(error).__name__} {what}") from error
+            before = saved["config"]["epochs"]
+            self._see_epochs(path, before)
         self._metrics.replace(lines)
         self._saved_step = self._state.progress.step
+
+    @contextmanager
+    def trusted(self) -> Iterator[None]:
+        """What is done with a checkpoint's content, which may be anybody's, the first step with it among it.
+
+        Raises:
+            UserError: it is not what a run of this config leaves.
+        """
+        try:
+            yield
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
+            what = f"{type(error).__name__} {' '.join(str(error).split())[:300]}"
+            raise UserError(f"{self._path('last.pt')}: not the checkpoint of a run of this version: {what}") from error
+
+    def _path(self, name: str) -> Path:
+        return Path("memory") if self._out is None else self._out / name
+
+    def _see_epochs(self, path: Path, before: int) -> None:
+        """More epochs go on, and a word says what that does; fewer than are done cannot be."""
+        epochs, done = self._config.epochs, self._state.progress.step / self._batches.per_epoch
+        if done > epochs:
+            raise UserError(f"{path}: has done {done:g} epochs already, epochs={epochs} asks for fewer")
+        if before != epochs and self._writes:
+            self._warn(
+                f"epochs was {before}, is {epochs}: from here on the learning rate and the rules are those of a run of {epochs}"
+                " epochs, which the steps so far were not"
+            )
 
     def save(self, written: Callable[[Path], AbstractContextManager[None]] = folder.tolerated) -> None:
         """Write last.pt; the one before it stays as previous.pt."""
@@ -142,6 +170,11 @@ class Records:
                     checkpoint.save(self._out / "last.pt", whole, self._out / "previous.pt" if step else None)
                     self._saved_step = step
         self._clock = self._saved = time.perf_counter()
+
+    def keep(self) -> None:
+        """Write last.pt, unless it holds this step already."""
+        if self._saved_step < self._state.progress.step:
+            self.save()
 
     def _unsaved(self) -> bool:
         """Could last.pt not be written?"""
@@ -160,7 +193,7 @@ class Records:
         progress = self._state.progress
         for name, value in times.items():
             setattr(progress, name, value)
-        self._bar.n = progress.step
+        self._bar.advance(progress.step)
         if self._writes:
             self._warn(
                 f"NaN or inf in steps {progress.step + 1} to {step}; going back to step {progress.step}, to leave it out"
@@ -182,12 +215,20 @@ class Records:
         progress.seconds += now - self._clock
         progress.epoch_seconds += now - self._clock
         self._clock = now
-        if not self._bar.disable and self._bar.update():
-            self._bar.set_postfix_str(f"{_show(self._line())}, {progress.passes - progress.step} ascents")
+        if self._bar.advance(progress.step):
+            self._show_bar(self._line(), progress.passes - progress.step)
+
+    def _show_bar(self, line: dict[str, Any], ascents: int) -> None:
+        loss, speed = _show_loss(line["loss"], 3), f"{line['images_per_second']:.0f}"
+        passes, count = f"{line['passes_per_step']:.2f} passes/step", f"{ascents} ascents"
+        parts = [(loss, loss), (passes, passes), (f"{speed} images/s", f"{speed} img/s"), (count, count)]
+        if line["skipped"]:
+            parts.insert(1, (f"{line['skipped']} steps skipped (NaN or inf)", f"{line['skipped']} NaN"))
+        self._bar.show(f"epoch {line['epoch']}/{self._config.epochs}", parts)
 
     def overdue(self) -> bool:
         """Is it time for a checkpoint in the midst of an epoch?"""
-        return False
+        return self._out is not None and time.perf_counter() - self._saved >= 60 * self._config.save_every
 
     def _line(self) -> dict[str, Any]:
         """The present epoch so far, as metrics.jsonl has it."""
@@ -211,12 +252,20 @@ class Records:
             loss.fill_(sum(distributed.gathered([loss.item()])) / distributed.world())
         line = self._line()
         rate = self._state.optimizer.param_groups[0]["lr"]
-        self._metrics.write({**line, "lr": rate, "seconds": self._state.progress.seconds})
+        self._write_line({**line, "lr": rate, "seconds": self._state.progress.seconds})
         self._epoch = f"epoch {line['epoch']:3d}  {_show(line)}"
         self._state.new_epoch()
         self.save()
         if not self.wants_evaluation():
             self._say(self._epoch)
+
+    def _write_line(self, line: dict[str, Any]) -> None:
+        self._metrics.write(line)
+        if self._logger is not None:
+            try:
+                self._logger.write(line["step"], loggers.numbers(line))
+            except Exception as error:  # a service that is away costs no training
+                self._warn(f"log_to={self._config.log_to}: not logged ({type(error).__name__} {error}); the run goes on")
 
     def wants_evaluation(self) -> bool:
         """Does an epoch end here whose evaluation is due and not yet in the records?"""
@@ -228,7 +277,7 @@ class Records:
         """Take in an epoch's metrics; if they are the best so far, last.pt is best.pt too."""
         progress, metric = self._state.progress, self._config.task.metric
         epoch = progress.step // self._batches.per_epoch
-        self._metrics.write({"epoch": epoch, "step": progress.step, "metrics": metrics})
+        self._write_line({"epoch": epoch, "step": progress.step, "metrics": metrics})
         self._say(f"{self._epoch or f'epoch {epoch:3d}'}  {metric} {metrics[metric]:.4f}")
         if progress.best is None or metrics[metric] > progress.best:
             whole = self._whole() if self._unsaved() else None
@@ -275,6 +324,12 @@ class Records:
                 (self._out / "previous.pt").unlink(missing_ok=True)
         return result
 
+    def explain_state(self) -> str:
+        """What has been saved, and where."""
+        if self._out is None:
+            return ""
+        return f"step {self._saved_step} of {self._batches.total} is saved in {self._out / 'last.pt'}"
+
     def explain_divergence(self) -> str:
         """What went wrong, where, and what to try."""
         progress = self._state.progress
@@ -287,17 +342,20 @@ class Records:
         )
 
     def _warn(self, text: str) -> None:
-        self._bar.write(f"warning: {text}", file=sys.stderr)
+        self._bar.write(f"warning: {text}", error=True)
 
     def _say(self, text: str) -> None:
         if self._writes:
-            self._bar.write(text) if not self._bar.disable else print(text, flush=True)
+            self._bar.write(text)
 
 
 def _show(line: dict[str, Any]) -> str:
-    loss = "none" if line["loss"] is None else f"{line['loss']:.5g}"
-    text = f"loss {loss}  passes/step {line['passes_per_step']:.2f}  {line['images_per_second']:.0f} images/s"
+    text = f"{_show_loss(line['loss'], 5)}  passes/step {line['passes_per_step']:.2f}  {line['images_per_second']:.0f} images/s"
     return text + (f"  {line['skipped']} steps skipped (NaN or inf)" if line["skipped"] else "")
+
+
+def _show_loss(loss: float | None, digits: int) -> str:
+    return "loss none" if loss is None else f"loss {loss:.{digits}g}"
 
 
 def _peak_memory(device: torch.device) -> float:

@@ -6,23 +6,23 @@ import contextlib
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
 
 class Stopped(KeyboardInterrupt):
-    """A run was asked to stop, and has saved.
+    """A run was asked to stop.
 
     Args:
         number: of the signal.
+        state: a sentence that says what has been saved, and where; "": nothing to speak of.
     """
 
-    def __init__(self, number: int) -> None:
+    def __init__(self, number: int, state: str = "") -> None:
         super().__init__(signal.Signals(number).name)
         self.number = number
+        self.state = state
 
 
 class Signals:
@@ -94,18 +94,33 @@ def _say(line: str) -> None:
 
 
 @contextmanager
+def ending() -> Iterator[None]:
+    """SIGTERM and SIGHUP end what is done in here as Ctrl-C does, so that it leaves nothing half-done."""
+
+    def stop(number: int, _frame: Any) -> None:
+        raise Stopped(number)
+
+    with _handled(stop, (signal.SIGTERM, signal.SIGHUP)):
+        yield
+
+
+@contextmanager
 def noted() -> Iterator[Signals]:
     """Note the signals that come; their handlers of before are put back at the end."""
     signals = Signals()
-    if threading.current_thread() is not threading.main_thread():  # only there may handlers be set
+    with _handled(signals.note, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)):
         yield signals
-        return
+
+
+@contextmanager
+def _handled(handler: Callable[[int, Any], None], numbers: tuple[int, ...]) -> Iterator[None]:
     before = {}
-    for number in NUMBERS:
-        if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores it, and so it stays
-            before[number] = signal.signal(number, signals.note)
+    if threading.current_thread() is threading.main_thread():  # only there may handlers be set
+        for number in numbers:
+            if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores it; so it stays
+                before[number] = signal.signal(number, handler)
     try:
-        yield signals
+        yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, old in before.items():
+            signal.signal(number, old)

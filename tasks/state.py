@@ -1,9 +1,13 @@
 """What a run changes: model, average, optimizer, loss scale, and where it stands. All of it is in a checkpoint."""
 
+# torch's foreach functions are public by use, underscore and all
+# pyright: reportPrivateImportUsage=false
+
 from __future__ import annotations
 
 import copy
 import inspect
+import math
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -42,6 +46,23 @@ class Progress:
         self.skipped += 1
         self.skipped_in_a_row += 1
         self.epoch_skipped += 1
+
+    def check(self) -> None:
+        """See that a run can stand there.
+
+        Raises:
+            TypeError, ValueError: a value of another type, or one that no run can have.
+        """
+        for name, value in asdict(self).items():
+            whole = name in ("step", "passes", "skipped", "skipped_in_a_row", "epoch_passes", "epoch_skipped")
+            if (name, value) == ("best", None):
+                continue
+            if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
+                raise TypeError(f"progress: {name} is {value!r}")
+            if name not in ("best", "epoch_loss") and not 0 <= value < math.inf:
+                raise ValueError(f"progress: {name} is {value!r}")
+        if self.step > self.passes:
+            raise ValueError(f"progress: {self.passes} passes in {self.step} steps")
 
     def new_epoch(self) -> None:
         """Start the counts of an epoch."""
@@ -100,8 +121,9 @@ class State:
 
     def __init__(self, config: Config, batches: Batches, device: torch.device) -> None:
         self._config = config
+        self._batches = batches
         self.device = device
-        self.model = config.task.build().to(device).to(memory_format=memory_format(config))
+        self.model = build_model(config).to(device).to(memory_format=memory_format(config))
         self.average = Average(self.model, config.ema) if config.ema else None
         self.trained = distributed.parallel(self.model, device)
         self.optimizer = build_optimizer(config, self.trained, batches.per_epoch)
@@ -109,11 +131,20 @@ class State:
         self.progress = Progress()
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=device)  # of the present epoch
         self._factor = partial(in_steps(config.schedule, batches.per_epoch), total_steps=batches.total)
+        self._check_schedule()
 
     @property
     def evaluated(self) -> nn.Module:
         """The model whose metrics count: the average where there is one."""
         return self.average.module if self.average is not None else self.model
+
+    def _check_schedule(self) -> None:
+        try:
+            factor = self._factor(0)
+        except (TypeError, ValueError, ArithmeticError) as error:
+            raise UserError(f"schedule: {error}") from error
+        if isinstance(factor, bool) or not isinstance(factor, (int, float)) or not math.isfinite(factor):
+            raise UserError(f"schedule: gives the factor of the learning rate, a number; of the first step it gave {factor!r}")
 
     def set_rate(self) -> None:
         """Give the optimizer the learning rate of the present step."""
@@ -131,6 +162,7 @@ class State:
         self.progress.epoch_loss = self.loss_sum.item()
         return {
             "config": describe(self._config),
+            "items": self._batches.items,
             "progress": asdict(self.progress),
             "model": self.model.state_dict(),
             "average": self.average.module.state_dict() if self.average is not None else None,
@@ -147,6 +179,8 @@ class State:
         Raises:
             KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError: it is not of this config.
         """
+        if saved.get("items", self._batches.items) != self._batches.items:
+            raise UserError(f"the run was begun with {saved['items']} training items, here are {self._batches.items}")
         self.model.load_state_dict(saved["model"])
         if self.average is not None:
             self.average.module.load_state_dict(saved["average"])
@@ -158,12 +192,28 @@ class State:
         if torch.cuda.is_available() and saved["cuda_rng"]:
             torch.cuda.set_rng_state_all(saved["cuda_rng"])
         self.progress = Progress(**saved["progress"])
+        self.progress.check()
         self.loss_sum.fill_(self.progress.epoch_loss)
 
 
 def memory_format(config: Config) -> torch.memory_format:
     """The memory format that the config's model is kept in."""
     return torch.channels_last if config.channels_last else torch.preserve_format
+
+
+def build_model(config: Config) -> nn.Module:
+    """The config's network.
+
+    Raises:
+        UserError: it cannot be built with these settings.
+    """
+    try:
+        return config.task.build()
+    except UserError:
+        raise
+    except Exception as error:  # a network of anybody's, with settings of anybody's
+        what = f"{type(error).__name__} {' '.join(str(error).split())[:300]}"
+        raise UserError(f"task: the network cannot be built with these settings: {what}") from error
 
 
 def build_optimizer(config: Config, model: nn.Module, steps_per_epoch: int) -> Optimizer:
@@ -177,7 +227,7 @@ def build_optimizer(config: Config, model: nn.Module, steps_per_epoch: int) -> O
     try:
         optimizer = config.optimizer(config.task.parameters(getattr(model, "module", model)))
         return optimizer if config.sharpness is None else _sharpen(config, optimizer, model, steps_per_epoch)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"optimizer or sharpness: {error}") from error
 
 

@@ -6,6 +6,9 @@ each pass from there on: a pass that gives a NaN or an inf leaves its step out, 
 running statistics take it in. The weights are to the bit those of a run that had looked at each pass from the beginning.
 """
 
+# torch's foreach functions are public by use, underscore and all
+# pyright: reportPrivateImportUsage=false
+
 from __future__ import annotations
 
 import math
@@ -20,6 +23,7 @@ from torch.optim import Optimizer
 from arsam import ARSAM, functional, scaled_step
 from tasks import distributed
 from tasks.config import Config
+from tasks.errors import UserError
 from tasks.state import State
 from tasks.task import Batch
 
@@ -48,6 +52,8 @@ class Step:
             # The passes of an ascent must not be clipped one by one: that would bend their difference. The base sees the
             # mixed gradient, and the unscaled one.
             base.register_step_pre_hook(self._before_update)
+        self.whole = True  # the state is that of a whole number of steps
+        self._passing = False
         self._clips_passes = base is state.optimizer and not self._scaled
 
     def __call__(self, batch: Batch) -> None:
@@ -56,8 +62,13 @@ class Step:
         self._batch = {name: value.to(state.device, non_blocking=True) for name, value in batch.items()}
         if self._careful or self._scaled:
             self._keep_statistics()
+        self.whole = False
         try:
             state.loss_sum += self._update()
+        except (TypeError, ValueError, RuntimeError) as error:
+            if progress.step or self._passing or isinstance(error, torch.OutOfMemoryError):
+                raise
+            raise UserError(f"optimizer: cannot take a step: {' '.join(str(error).split())[:300]}") from error
         except NotFiniteError:
             functional.copy_(list(state.model.buffers()), self._statistics)
             progress.skip()
@@ -66,6 +77,7 @@ class Step:
             if state.average is not None:
                 state.average.update(state.model)
         progress.step += 1
+        self.whole = True
 
     def sound(self) -> bool:
         """Look for NaN and inf in losses, weights and optimizer; after False each pass is looked at by itself.
@@ -95,6 +107,7 @@ class Step:
     def _pass(self) -> Tensor:
         """Zero the gradients, run forward and backward: the closure."""
         state = self._state
+        self._passing = True
         state.optimizer.zero_grad()
         loss = self._forward_backward()
         state.progress.passes += 1
@@ -103,6 +116,7 @@ class Step:
             self._check(loss)
         if self._clips_passes:
             self._clip()
+        self._passing = False
         return loss
 
     def _forward_backward(self) -> Tensor:

@@ -1,23 +1,34 @@
-"""What the tools share: the repository on the import path, arguments in any order, and exit codes."""
+"""What the tools share: the repository on the import path, arguments in any order, the folder, streams and exit codes."""
 
 from __future__ import annotations
 
 import argparse
+import ast
+import contextlib
+import os
 import re
+import shlex
+import signal
 import sys
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 
+import arsam
 from tasks import config as configs
-from tasks import distributed
+from tasks import distributed, fields, folder, signals
 from tasks.errors import UserError
 
+ROOT = Path(__file__).resolve().parent.parent
 _OVERRIDE = re.compile(r"[A-Za-z_][\w.]*=")
+_AGAIN = ("eval", "export", "predict")  # what these tools wrote before, they may write again
+_REPORT = "this is a fault of arsam's own: please report it with the command and the lines above at {url}"
+_URL = "https://github.com/arsam/arsam/issues"
 
 
 class _Parser(argparse.ArgumentParser):
@@ -26,11 +37,38 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(f"{message}; see {self.prog} --help")
 
 
+class _Help(argparse.Action):
+    """--help: the arguments, and the fields of the config that is named, or of any."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        parser.print_help()
+        named = [word for word in sys.argv[1:] if word.endswith(".py") and Path(word).is_file()]
+        config = configs.load(named[0], sample="--sample" in sys.argv) if named else configs.Config
+        print(f"\nfields of {named[0] if named else 'a config (name one to see those of its task)'}, as name=value:")
+        print("\n".join(f"  {line}" for line in fields.explain(config)))
+        sys.exit(0)
+
+
+class _List(argparse.Action):
+    """--list: the configs, each with the first line of its docstring."""
+
+    def __call__(self, *_: Any) -> None:
+        for path in sorted((ROOT / "configs").rglob("[!_]*.py")):
+            first = (ast.get_docstring(ast.parse(path.read_text())) or "").partition("\n")[0]
+            print(f"{os.path.relpath(path)}\n    {first}")
+        sys.exit(0)
+
+
 def parser(description: str) -> argparse.ArgumentParser:
     """A parser with the arguments that every tool on configs has."""
-    parser = _Parser(description=description)
+    parser = _Parser(description=description, add_help=False)
     parser.add_argument("words", nargs="*", metavar="CONFIG | name=value", help="a config file, and overrides of its fields")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: %(default)s")
+    parser.add_argument("--overwrite", action="store_true", help="write into --out whatever it holds")
+    parser.add_argument("-h", "--help", action=_Help, nargs=0, help="this, and the fields that the config has")
+    parser.add_argument("--list", action=_List, nargs=0, help="the configs that there are")
+    version = f"arsam {arsam.__version__}, torch {torch.__version__}, Python {sys.version.split()[0]}"
+    parser.add_argument("--version", action="version", version=version)
     return parser
 
 
@@ -53,7 +91,36 @@ def load_config(words: list[str], *, sample: bool = False) -> tuple[str, configs
     return named[0], configs.override(config, [word for word in words if _OVERRIDE.match(word)])
 
 
-def run_folder(path: str, sample: bool, out: Path | None, *, resume: bool, holds: str = "run.json") -> Path:
+def path(text: str) -> Path:
+    """The path that an argument names.
+
+    Raises:
+        ArgumentTypeError: the text is empty, or a user's home that there is not.
+    """
+    if not text.strip():
+        raise argparse.ArgumentTypeError("a path is needed, got an empty text")
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise argparse.ArgumentTypeError(f"{text}: {error}") from error
+
+
+def inputs(config: configs.Config) -> list[Path]:
+    """The files and folders that a config's task reads, as far as they are there."""
+    values = [value for value in configs.describe(config.task).values() if isinstance(value, str) and value]
+    return [found for value in values if (found := configs.data_path(value)).exists()]
+
+
+def run_folder(
+    path: str,
+    sample: bool,
+    out: Path | None,
+    *,
+    resume: bool,
+    holds: str = "run.json",
+    overwrite: bool = False,
+    inputs: Iterable[Path] = (),
+) -> Path:
     """The folder that was asked for, or runs/NAME, runs/NAME-2, ...: the first free one, or the last one to resume.
 
     Args:
@@ -61,27 +128,43 @@ def run_folder(path: str, sample: bool, out: Path | None, *, resume: bool, holds
         sample: is it the config's sample?
         out: asked for.
         resume: a run that is there goes on.
-        holds: the file by which a folder is known to be taken.
+        holds: the file by which a run of this tool is known.
+        overwrite: whatever the folder holds.
+        inputs: files and folders that are read.
 
     Raises:
-        UserError: taken, or nothing to resume.
+        UserError: taken, not the tool's own, or nothing to resume.
     """
-    return distributed.first(_run_folder(path, sample, out, resume, holds))
+    return distributed.first(_run_folder(path, sample, out, resume, holds, overwrite, inputs))
 
 
-def _run_folder(path: str, sample: bool, out: Path | None, resume: bool, holds: str) -> Path:
+def _run_folder(
+    path: str, sample: bool, out: Path | None, resume: bool, holds: str, overwrite: bool, inputs: Iterable[Path]
+) -> Path:
+    tool = Path(sys.argv[0]).stem
     if out is not None:
-        if (out / holds).exists() and not resume:
-            raise UserError(
-                f"{out}: already holds a run; name another --out" + (", or --resume" if holds == "run.json" else "")
-            )
+        if (out / holds).exists() and not (resume or overwrite or (tool in _AGAIN and folder.owner(out) == tool)):
+            ways = ("--resume, " if tool not in _AGAIN else "") + "or --overwrite"
+            raise UserError(f"{out}: already holds a run; name another --out, {ways}")
+        if not resume:
+            folder.check(out, tool, overwrite=overwrite, inputs=inputs)
         return out
     name = Path(path).stem + ("-sample" if sample else "")
     folders = [Path("runs") / (name if number == 1 else f"{name}-{number}") for number in range(1, 10_000)]
     taken = [folder for folder in folders if (folder / holds).exists()]
     if resume and not taken:
         raise UserError(f"{folders[0]}: holds no run to resume; name its folder with --out")
-    return taken[-1] if resume else next(folder for folder in folders if not folder.exists())
+    return taken[-1] if resume else next(folder for folder in folders if not os.path.lexists(folder))
+
+
+def going_on(out: Path) -> str:
+    """The command line that goes on with the run of this one."""
+    if distributed.world() > 1:
+        return f"start it as before, with --resume --out {shlex.quote(str(out))}"
+    left_out = {"--resume", "--overwrite"}
+    command = [word for word in sys.orig_argv if word not in left_out]
+    named = any(word == "--out" or word.startswith("--out=") for word in command)
+    return shlex.join([*command, *([] if named else ["--out", str(out)]), "--resume"])
 
 
 def device(name: str) -> torch.device:
@@ -100,16 +183,102 @@ def print_table(metrics: dict[str, float]) -> None:
     print("  ".join(f"{value:6.3f}" for value in metrics.values()))
 
 
-def run(main: Callable[[], None]) -> None:
-    """Call a tool's main: exit with 2 and one line on the user's mistakes, with 130 on an interrupt."""
+class _Lasting:
+    """A stream whose reader may go away: what cannot be written is dropped."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+        self.error: OSError | ValueError | None = None
+
+    def write(self, text: str) -> int:
+        """Write, or drop."""
+        with self._dropping():
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush, or drop."""
+        with self._dropping():
+            self._stream.flush()
+
+    @contextlib.contextmanager
+    def _dropping(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, ValueError) as error:
+            first, self.error = self.error is None, error
+            with contextlib.suppress(OSError, ValueError):  # what is still in the buffer goes nowhere, at the exit too
+                os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+            if first and sys.stderr is not self:
+                print(f"warning: the output cannot be written ({error}); it is dropped", file=sys.stderr)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@contextlib.contextmanager
+def _lasting_streams() -> Iterator[None]:
+    """Streams that may be closed, go away, or not know a letter."""
+    with contextlib.suppress(OSError):
+        while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:  # a closed stream's number must not be a checkpoint's
+            pass
+        os.close(descriptor)
+    before = sys.stdout, sys.stderr
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name) or open(os.devnull, "w")  # noqa: SIM115
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+        setattr(sys, name, _Lasting(stream))
     try:
-        distributed.start()
-        main()
-        distributed.stop()
+        yield
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        sys.stdout, sys.stderr = before
+
+
+def run(main: Callable[[], None]) -> None:
+    """Call a tool's main, and exit with its code.
+
+    0 done, 1 a fault of ours, 2 the user's mistake (one line), 130 Ctrl-C, 143 SIGTERM, 129 SIGHUP.
+    """
+    with _lasting_streams():
+        code = _code(main)
+        stdout: Any = sys.stdout
+        stdout.flush()
+        if code == 0 and stdout.error is not None and not isinstance(stdout.error, BrokenPipeError):
+            code = 2  # what was asked for has not arrived
+    if code:
+        sys.exit(code)
+
+
+def _code(main: Callable[[], None]) -> int:
+    try:
+        with signals.ending():
+            distributed.start()
+            main()
+            distributed.stop()
     except UserError as error:
         # From a loader process the message comes wrapped in that process's traceback.
         message = str(error).rsplit("UserError: ", 1)[-1].strip()
         print(f"error: {' '.join(message.splitlines())}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
+        return 2
+    except KeyboardInterrupt as stop:
+        return 128 + getattr(stop, "number", int(signal.SIGINT))
+    except Exception as error:
+        if isinstance(error, OSError) and error.filename is not None:  # a file or a folder that the system keeps from us
+            name = os.fsdecode(error.filename) if isinstance(error.filename, (str, bytes)) else error.filename
+            print(f"error: {name}: {error.strerror}", file=sys.stderr)
+            return 2
+        if _out_of_memory(error):
+            first = " ".join(str(error).split())[:200]
+            print(f"error: out of memory; lower batch_size, or raise accumulate ({first})", file=sys.stderr)
+            return 2
+        traceback.print_exc()
+        print(_REPORT.format(url=_URL), file=sys.stderr)
+        return 1
+    return 0
+
+
+def _out_of_memory(error: Exception) -> bool:
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "DefaultCPUAllocator" in str(error)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import cli
 import torch
@@ -20,14 +19,21 @@ def main() -> None:
     parser = cli.parser(__doc__ or "")
     parser.add_argument(
         "--checkpoint",
-        type=Path,
+        type=cli.path,
         required=True,
         help="a run's best.pt, a state_dict, or a model.onnx",
     )
     parser.add_argument("--sample", action="store_true", help="the config's sample")
-    parser.add_argument("--out", type=Path, help="folder for pictures and the poses as COCO results; default: none are written")
+    parser.add_argument(
+        "--out", type=cli.path, help="folder for pictures and the poses as COCO results; default: none are written"
+    )
     arguments = parser.parse_intermixed_args()
-    _, config = cli.load_config(arguments.words, sample=arguments.sample)
+    path, config = cli.load_config(arguments.words, sample=arguments.sample)
+    if arguments.out is not None:
+        cli.run_folder(
+            path, arguments.sample, arguments.out,
+            resume=False, overwrite=arguments.overwrite, inputs=cli.inputs(config),
+        )  # fmt: skip
     device = cli.device(arguments.device)
     if isinstance(config.task, PoseTask):
         task, model = deployed.loaded(config.task, arguments.checkpoint)
@@ -38,8 +44,7 @@ def main() -> None:
         checkpoint.load_weights(model, arguments.checkpoint)
     model.to(device).to(memory_format=state.memory_format(config))
     if arguments.out is not None:
-        with folder.required(arguments.out):
-            arguments.out.mkdir(parents=True, exist_ok=True)
+        folder.mark(arguments.out, "eval", {"config": path, "checkpoint": str(arguments.checkpoint)})
     metrics = engine.evaluate(config, model, device, arguments.out)
     if distributed.rank() == 0:
         cli.print_table(metrics)

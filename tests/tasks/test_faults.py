@@ -41,7 +41,7 @@ def test_writes_that_fail_cost_nothing(whole: Path, tmp_path: Path) -> None:
     """Kills: a run that ends at the first full disk, a dropped line, a silent failure, leftovers."""
     assert faults.finish(faults.start(tmp_path / "run", faults.failing(seed=1, share=0.4))) == 0
     assert [d for d in faults.differences(whole, tmp_path / "run") if "best" not in d] == []
-    assert not list((tmp_path / "run").glob("*.tmp")), "nothing half-written is left"
+    assert not list((tmp_path / "run").glob(".*")), "nothing half-written is left"
     assert "not written (No space left on device); the run goes on" in (tmp_path / "run.err").read_text()
 
 
@@ -49,9 +49,9 @@ def test_no_room_is_said_before_training(tmp_path: Path) -> None:
     """The system's own refusal, which torch's writer turns into an error of its own. Kills: a run without checkpoints."""
     assert faults.finish(faults.start(tmp_path / "run", faults.no_file_above(3000))) == 2
     assert "last.pt: cannot be written (File too large); make room" in (tmp_path / "run.err").read_text()
-    assert not (tmp_path / "run/last.tmp").exists()
+    assert not list((tmp_path / "run").glob(".*"))
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(UserError, match=r"file: cannot be written \(File exists\)"):
+    with pytest.raises(UserError, match=r"file: cannot be written"):
         run(tmp_path / "file")
 
 

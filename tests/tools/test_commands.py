@@ -153,9 +153,9 @@ def test_default_folders(people: Path, tmp_path: Path, monkeypatch: pytest.Monke
     assert len(list((tmp_path / "runs").iterdir())) == 2
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_interrupt_writes_a_checkpoint(number: signal.Signals, people: Path, tmp_path: Path) -> None:
-    """Exit code 130, no traceback, and --resume goes on."""
+    """No traceback, the exit code of the signal, and a word on where the state lies and what goes on."""
     arguments = [SMALL, f"task.root={people}", "--out", "run", *FAST, "epochs=300"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
@@ -171,7 +171,10 @@ def test_interrupt_writes_a_checkpoint(number: signal.Signals, people: Path, tmp
         time.sleep(0.05)
     process.send_signal(number)
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == 128 + number
+    assert b"stopping after this step, saving" in errors
+    assert f"saved in {Path('run/last.pt')}; go on with:".encode() in errors
+    assert errors.rstrip().endswith(b"--resume")
     assert b"Traceback" not in errors
     import torch
 
