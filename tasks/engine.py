@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tasks import distributed, preflight, signals
 from tasks.config import Config
@@ -17,7 +17,7 @@ from tasks.loading import Batches, load
 from tasks.records import Records
 from tasks.signals import Signals, Stopped
 from tasks.state import State
-from tasks.step import Step, autocast
+from tasks.step import Step, autocast, floats
 
 LOOK_EVERY = 100  # steps between two looks for NaN and inf
 
@@ -108,7 +108,11 @@ def _evaluate_if_due(config: Config, state: State, records: Records, stopping: S
 
 
 def evaluate(config: Config, model: nn.Module, device: torch.device, out: Path | None = None) -> dict[str, float]:
-    """The task's metrics over its "val" split, its pictures in `out`; the model is left in the mode it came in."""
+    """The task's metrics over its "val" split, its pictures in `out`; the model is left in the mode it came in.
+
+    Raises:
+        UserError: the network answers NaN or inf, which the metrics make nothing of.
+    """
     data = config.task.dataset("val")
     own = distributed.share(np.arange(len(data)))  # type: ignore[arg-type]
     parts = [(0, own[i : i + config.batch_size]) for i in range(0, len(own), config.batch_size)]
@@ -116,9 +120,22 @@ def evaluate(config: Config, model: nn.Module, device: torch.device, out: Path |
     training = model.training
     distributed.same_buffers(model)
     model.eval()
+    finite: list[Tensor] = []
+    hook = model.register_forward_hook(lambda _, __, answer: finite.extend(x.isfinite().all() for x in floats(answer)))
     try:
         with torch.no_grad(), autocast(config, device):
             moved = ({name: value.to(device, non_blocking=True) for name, value in batch.items()} for batch in batches)
             return config.task.evaluate(model, moved, out)
+    except UserError:
+        raise
+    except Exception as error:
+        if all(finite):
+            raise
+        what = f"{type(error).__name__} {' '.join(str(error).split())[:150]}"
+        raise UserError(
+            f"the network answers NaN or inf to the val split, which cannot be evaluated ({what}): its weights have blown up;"
+            " lower optimizer.lr or sharpness.rho, or set clip_norm"
+        ) from error
     finally:
+        hook.remove()
         model.train(training)

@@ -31,17 +31,18 @@ def check(config: Config, data: Any, model: nn.Module, device: torch.device) -> 
         UserError: the val split is missing or empty, an item cannot be read, a batch does not fit the network, or the loader
             processes have no room.
     """
+    items: list[Any] = []
+    if not hasattr(data, "batch"):  # which lies in memory
+        seeded = Seeded(data, config.seed)
+        items = [seeded[0, index] for index in range(min(2, len(data)))]
     val = config.task.dataset("val")
     if not len(val):  # type: ignore[arg-type]
         raise UserError("the val split holds nothing to evaluate")
-    if hasattr(data, "batch"):
-        return
-    Seeded(val, config.seed)[0, 0]
-    seeded = Seeded(data, config.seed)
-    items = [seeded[0, index] for index in range(min(2, len(data)))]
-    if isinstance(items[0], dict) and all(isinstance(value, torch.Tensor) for value in items[0].values()):
+    if not hasattr(val, "batch"):
+        Seeded(val, config.seed)[0, 0]
+    if items and isinstance(items[0], dict) and all(isinstance(value, torch.Tensor) for value in items[0].values()):
         _check_room(config, sum(value.nbytes for value in items[0].values()), len(data))
-    if hasattr(config.task, "example"):  # the network takes pictures
+    if items and hasattr(config.task, "example"):  # the network takes pictures
         _check_fit(config, torch.utils.data.default_collate(items), copy.deepcopy(model).eval(), device)
 
 

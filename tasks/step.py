@@ -87,7 +87,7 @@ class Step:
         if self._careful or self._scaled:
             return True
         state = self._state
-        numbers = [p.detach() for p in state.model.parameters()] + _floats(list(state.optimizer.state.values()))
+        numbers = [p.detach() for p in state.model.parameters()] + floats(list(state.optimizer.state.values()))
         largest = [x.to(state.device) for x in torch._foreach_norm([x for x in numbers if x.numel()], math.inf)]
         (self._careful,) = distributed.anywhere(
             not math.isfinite(torch.stack([state.loss_sum, *(x.double() for x in largest)]).sum())
@@ -173,10 +173,10 @@ def autocast(config: Config, device: torch.device) -> Any:
     return torch.autocast(device.type, torch.float16 if config.precision == "fp16" else torch.bfloat16)
 
 
-def _floats(value: Any) -> list[Tensor]:
+def floats(value: Any) -> list[Tensor]:
     """The floating-point tensors in nested containers."""
     if isinstance(value, Tensor):
         return [value] if value.is_floating_point() else []
     if isinstance(value, dict):
-        return [x for part in value.values() for x in _floats(part)]
-    return [x for part in value for x in _floats(part)] if isinstance(value, (list, tuple)) else []
+        return [x for part in value.values() for x in floats(part)]
+    return [x for part in value for x in floats(part)] if isinstance(value, (list, tuple)) else []
