@@ -18,8 +18,8 @@ TOLERANCE = 1e-3  # of the largest answer
 def main() -> None:
     """Parse, export, compare."""
     parser = cli.parser(__doc__ or "")
-    parser.add_argument("--checkpoint", type=Path, required=True, help="a run's best.pt or last.pt, or one of mmpose")
-    parser.add_argument("--out", type=Path, metavar="FILE.onnx", help="default: beside the checkpoint, under its name")
+    parser.add_argument("--checkpoint", type=cli.path, required=True, help="a run's best.pt or last.pt, or one of mmpose")
+    parser.add_argument("--out", type=cli.path, metavar="FILE.onnx", help="default: beside the checkpoint, under its name")
     parser.add_argument("--sample", action="store_true", help="the config's sample")
     arguments = parser.parse_intermixed_args()
     path, config = cli.load_config(arguments.words, sample=arguments.sample)
@@ -29,8 +29,8 @@ def main() -> None:
     out = arguments.out or arguments.checkpoint.with_suffix(".onnx")
     if out.suffix.lower() != ".onnx":
         raise UserError(f"{out}: an ONNX file is named *.onnx; name another --out")
-    if out.exists():
-        raise UserError(f"{out}: is there already; name another --out, or remove it")
+    if out.exists() and not arguments.overwrite:
+        raise UserError(f"{out}: is there already; name another --out, or --overwrite")
     task, network = deployed.loaded(task, arguments.checkpoint)
     if task.quantized:
         raise UserError(f"{path}: has task.weight_bits; tools/quantize.py writes low-bit files")

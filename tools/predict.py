@@ -16,17 +16,17 @@ from tasks.pose.task import PoseTask
 def main() -> None:
     """Parse, predict, draw."""
     parser = cli.parser(__doc__ or "")
-    parser.add_argument("--checkpoint", type=Path, required=True, help="a run's best.pt, one of mmpose, or a model.onnx")
-    parser.add_argument("--compare", type=Path, metavar="CHECKPOINT", help="another checkpoint, drawn beside the first")
+    parser.add_argument("--checkpoint", type=cli.path, required=True, help="a run's best.pt, one of mmpose, or a model.onnx")
+    parser.add_argument("--compare", type=cli.path, metavar="CHECKPOINT", help="another checkpoint, drawn beside the first")
     parser.add_argument(
-        "--boxes", type=Path, metavar="JSON", help="people's boxes, a COCO results file; default: whole pictures"
+        "--boxes", type=cli.path, metavar="JSON", help="people's boxes, a COCO results file; default: whole pictures"
     )
     parser.add_argument("--detector", help="find the people with this detector of torchvision, such as fasterrcnn_resnet50_fpn")
-    parser.add_argument("--detector-weights", type=Path, metavar="FILE", help="its weights, trained on COCO")
+    parser.add_argument("--detector-weights", type=cli.path, metavar="FILE", help="its weights, trained on COCO")
     parser.add_argument("--detector-threshold", type=float, default=0.5, metavar="S", help="of boxes; default: %(default)s")
     parser.add_argument("--threshold", type=float, metavar="T", help="joints below are not drawn; default: the task's")
     parser.add_argument("--skip-broken", action="store_true", help="leave out what cannot be read")
-    parser.add_argument("--out", type=Path, help="folder of the answers; default: runs/NAME-predictions, the first free")
+    parser.add_argument("--out", type=cli.path, help="folder of the answers; default: runs/NAME-predictions, the first free")
     parser.add_argument("--sample", action="store_true", help="the config's sample")
     arguments = parser.parse_intermixed_args()
     named = cli.paths(arguments.words)
@@ -44,19 +44,25 @@ def main() -> None:
     detect = None
     if arguments.detector is not None:
         detect = detector(arguments.detector, arguments.detector_weights, device, arguments.detector_threshold)
+    checkpoints = [arguments.checkpoint] + ([arguments.compare] if arguments.compare else [])
+    out = cli.run_folder(
+        str(Path(path).with_stem(f"{Path(path).stem}-predictions")),
+        False,
+        arguments.out,
+        resume=False,
+        holds="keypoints.json",
+        overwrite=arguments.overwrite,
+        inputs=[*found, *checkpoints, *([arguments.boxes] if arguments.boxes else [])],
+    )
     finder = answers.Finder(found, arguments.boxes, detect)
     networks = []
-    checkpoints = [arguments.checkpoint] + ([arguments.compare] if arguments.compare else [])
     for file in checkpoints:
         task, network = deployed.loaded(task, file)
         networks.append(network.to(device).eval())
-    out = cli.run_folder(
-        str(Path(path).with_stem(f"{Path(path).stem}-predictions")), False, arguments.out, resume=False, holds="keypoints.json"
-    )
     targets = dict(zip(found, inputs.targets(found, out), strict=True))
     threshold = task.score_threshold if arguments.threshold is None else arguments.threshold
     with folder.required(out):
-        out.mkdir(parents=True, exist_ok=True)
+        folder.mark(out, "predict", {"config": path, "checkpoints": [str(file) for file in checkpoints]})
         drawing = answers.Drawing(out, task, [str(file) for file in checkpoints], threshold, device)
         for video in filter(inputs.is_video, found):
             answers.of_video(drawing, networks, finder, video, targets[video])

@@ -18,8 +18,8 @@ def main() -> None:
     """Parse, run the stages, print the report."""
     parser = cli.parser(__doc__ or "")
     parser.add_argument("--sample", action="store_true", help="the config's sample: small, on data that needs no download")
-    parser.add_argument("--checkpoint", type=Path, help="float model to start from: of ours, or a plain timm state_dict")
-    parser.add_argument("--out", type=Path, help="folder of the report; default: runs/NAME, the first that is free")
+    parser.add_argument("--checkpoint", type=cli.path, help="float model to start from: of ours, or a plain timm state_dict")
+    parser.add_argument("--out", type=cli.path, help="folder of the report; default: runs/NAME, the first that is free")
     parser.add_argument("--seed", type=int, help="the same as seed=N")
     arguments = parser.parse_intermixed_args()
     if distributed.world() > 1:
@@ -32,10 +32,11 @@ def main() -> None:
         words, sample = [str(DEFAULT), *words], True
         print(f"no config given: the sample of {DEFAULT.name}", flush=True)
     path, config = cli.load_config(words, sample=sample)
-    out = cli.run_folder(path, sample, arguments.out, resume=False, holds="report.json")
+    out = cli.run_folder(path, sample, arguments.out, resume=False, holds="report.json", overwrite=arguments.overwrite)
     device = cli.device(arguments.device)
     print(f"into {out}", flush=True)
     with folder.held(out):
+        folder.mark(out, "quantize", {"config": path})
         result = stages.run(
             config,
             out,

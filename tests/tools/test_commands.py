@@ -97,7 +97,10 @@ def test_predict(
     arguments = [SMALL, *TINY, "--checkpoint", str(weights), *pictures]
     assert inside("predict", *arguments, "--out", "whole", cwd=tmp_path, monkeypatch=monkeypatch) == 0
     assert "000000000003.jpg: 1 person" in capsys.readouterr().out
-    assert {file.name for file in (tmp_path / "whole").iterdir()} == {"keypoints.json", "000000000003.jpg", "000000000005.jpg"}
+    files = {"run.json", "keypoints.json", "000000000003.jpg", "000000000005.jpg"}
+    assert {file.name for file in (tmp_path / "whole").iterdir()} == files
+    assert inside("predict", *arguments, "--out", "whole", cwd=tmp_path, monkeypatch=monkeypatch) == 0, "the folder is its own"
+    capsys.readouterr()
     found = json.loads((tmp_path / "whole/keypoints.json").read_text())
     assert [(pose["image_id"], len(pose["keypoints"]), pose["category_id"]) for pose in found] == [(3, 51, 1), (5, 51, 1)]
     assert found[0]["file_name"] == pictures[0]
