@@ -43,9 +43,32 @@ def global_norm(tensors: list[Tensor]) -> Tensor:
 
 
 def inner_product(xs: list[Tensor], ys: list[Tensor]) -> Tensor:
-    """<x, y> over all pairs, in the dtype of x, 0-dim on the first tensor's device."""
-    products = [(x * y.to(x.dtype)).sum() for x, y in zip(xs, ys, strict=True)]
+    """<x, y> over all pairs, in the dtype of x, 0-dim on the first tensor's device; of complex numbers Re <x, y>."""
+    pairs = [(_real(x), _real(y.to(x.dtype))) for x, y in zip(xs, ys, strict=True)]
+    products = [(x * y).sum() for x, y in pairs]
     return _whole(torch.stack([p.to(products[0].device) for p in products]).sum())
+
+
+def _real(x: Tensor) -> Tensor:
+    return torch.view_as_real(x) if x.is_complex() else x
+
+
+def distance(xs: list[Tensor], ys: list[Tensor]) -> Tensor:
+    """||y - x||_2 over all pairs, without the memory of a whole difference."""
+    device = xs[0].device
+    squares = [_whole(torch.linalg.vector_norm(y - x)).square().to(device) for x, y in zip(xs, ys, strict=True)]
+    return torch.stack(squares).sum().sqrt()
+
+
+def finite_or_nothing_(xs: list[Tensor], norm: Tensor) -> tuple[list[Tensor], Tensor]:
+    """The tensors and their norm, if it is finite; else nothing: no tensors on the CPU, elsewhere zeros, without a wait."""
+    if norm.device.type == "cpu":
+        return (xs, norm) if bool(norm.isfinite()) else ([], torch.zeros_like(norm))
+    bad = ~norm.isfinite()
+    for x in xs:
+        shard = _shard(x)
+        shard.masked_fill_(bad.to(shard.device), 0)
+    return xs, norm.masked_fill(bad, 0)
 
 
 def _whole(scalar: Any) -> Tensor:
@@ -102,8 +125,13 @@ def perturb_(weights: list[Tensor], scaled: list[Tensor], adaptive: bool, scale:
 
 def psf_(gradients: list[Tensor], sam_gradients: list[Tensor]) -> None:
     """g <- PSF = g_s - g: the memory of g becomes the PSF's."""
-    torch._foreach_neg_(gradients)
-    torch._foreach_add_(gradients, sam_gradients)
+    pairs = list(zip(gradients, sam_gradients, strict=True))
+    if all(type(g) is Tensor and g.device.type == "cpu" and g.dtype == g_s.dtype for g, g_s in pairs):
+        for g, g_s in pairs:
+            torch.sub(g_s, g, out=g)  # once through the memory; the foreach functions have no such form
+    else:
+        torch._foreach_neg_(gradients)
+        torch._foreach_add_(gradients, sam_gradients)
 
 
 def orthogonal_(gradients: list[Tensor], sam_gradients: list[Tensor]) -> None:

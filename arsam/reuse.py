@@ -23,16 +23,25 @@ class Reuse(Protocol):
     Attributes:
         horizon: one-pass steps that a kept vector serves; 0: nothing is kept; None: until the next ascent.
         needs_spacing: does `mix_` need to know the spacing of the ascents?
+        keeps_psf: is the kept vector PSF = g_s - g itself?
     """
 
     horizon: int | None
     needs_spacing: bool = False
+    keeps_psf: bool = False
 
     def keep_(self, gradients: list[Tensor], sam_gradients: list[Tensor]) -> None:
         """Turn g, in place, into the vector that is kept."""
         ...
 
-    def mix_(self, gradients: list[Tensor], kept: list[Tensor], age: int, spacing: float | None = None) -> None:
+    def mix_(
+        self,
+        gradients: list[Tensor],
+        kept: list[Tensor],
+        age: int,
+        spacing: float | None = None,
+        size: Tensor | None = None,
+    ) -> None:
         """Mix the kept vector into g, in place.
 
         Args:
@@ -40,6 +49,7 @@ class Reuse(Protocol):
             kept: the kept vector, a tensor for each of them.
             age: one-pass steps since its ascent, this one counted: 1, 2, ..., horizon.
             spacing: mean number of steps from one ascent to the next at present; None: the sampling rule does not know.
+            size: L2 norm of the whole kept vector, 0-dim; None: not at hand.
         """
         ...
 
@@ -52,7 +62,14 @@ class Nothing(Reuse):
     def keep_(self, gradients: list[Tensor], sam_gradients: list[Tensor]) -> None:
         """Never called: the horizon is 0."""
 
-    def mix_(self, gradients: list[Tensor], kept: list[Tensor], age: int, spacing: float | None = None) -> None:
+    def mix_(
+        self,
+        gradients: list[Tensor],
+        kept: list[Tensor],
+        age: int,
+        spacing: float | None = None,
+        size: Tensor | None = None,
+    ) -> None:
         """Never called: the horizon is 0."""
 
 
@@ -69,9 +86,13 @@ class Decayed(Reuse):
     Args:
         beta: decay per step, in [0, 1], or "auto", with a sampling rule that has a ``spacing``.
         horizon: one-pass steps that one PSF serves, an integer >= 1; None: until the next ascent.
+        max_ratio: ||beta^j PSF|| is held to this multiple of ||g||, > 0, so that one outlier batch of an ascent does not
+            rule the steps after it; None: it is not held, which saves the norm of g.
     """
 
-    def __init__(self, beta: float | Literal["auto"] = 0.7, horizon: int | None = 6) -> None:
+    keeps_psf = True
+
+    def __init__(self, beta: float | Literal["auto"] = 0.7, horizon: int | None = 6, *, max_ratio: float | None = None) -> None:
         if beta != "auto" if isinstance(beta, str) else not 0 <= beta <= 1:
             raise ValueError(f'beta must lie in [0, 1] or be "auto", got {beta!r}')
         if horizon is not None and (horizon != int(horizon) or horizon < 1):
@@ -79,9 +100,16 @@ class Decayed(Reuse):
                 f"horizon must be an integer >= 1, or None for until the next ascent, got {horizon};"
                 " to reuse nothing take reuse.Nothing()"
             )
+        if max_ratio is not None and not max_ratio > 0:
+            raise ValueError(f"max_ratio must be > 0, or None for no bound, got {max_ratio}")
         self.beta: float | Literal["auto"] = beta
         self.horizon = None if horizon is None else int(horizon)
-        self.needs_spacing = beta == "auto"
+        self.max_ratio = max_ratio
+
+    @property
+    def needs_spacing(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Where beta is "auto"."""
+        return self.beta == "auto"
 
     def decay(self, spacing: float | None = None) -> float:
         """beta; where it is "auto", 1 - 1 / max(k, 10) with k the spacing of the ascents, in steps.
@@ -99,9 +127,22 @@ class Decayed(Reuse):
         """g <- PSF = g_s - g."""
         functional.psf_(gradients, sam_gradients)
 
-    def mix_(self, gradients: list[Tensor], kept: list[Tensor], age: int, spacing: float | None = None) -> None:
-        """g <- g + beta^age PSF."""
-        torch._foreach_add_(gradients, kept, alpha=self.decay(spacing) ** age)
+    def mix_(
+        self,
+        gradients: list[Tensor],
+        kept: list[Tensor],
+        age: int,
+        spacing: float | None = None,
+        size: Tensor | None = None,
+    ) -> None:
+        """g <- g + min(beta^age, max_ratio ||g|| / ||PSF||) PSF."""
+        share = self.decay(spacing) ** age
+        if self.max_ratio is None:
+            torch._foreach_add_(gradients, kept, alpha=share)
+            return
+        size = functional.global_norm(kept) if size is None else size
+        bound = self.max_ratio * functional.global_norm(gradients) / size
+        functional.add_scaled_(gradients, kept, torch.where(size > 0, bound.clamp(max=share), torch.zeros_like(bound)))
 
 
 class Orthogonal(Reuse):
@@ -122,9 +163,16 @@ class Orthogonal(Reuse):
         """g <- g_v."""
         functional.orthogonal_(gradients, sam_gradients)
 
-    def mix_(self, gradients: list[Tensor], kept: list[Tensor], age: int, spacing: float | None = None) -> None:
+    def mix_(
+        self,
+        gradients: list[Tensor],
+        kept: list[Tensor],
+        age: int,
+        spacing: float | None = None,
+        size: Tensor | None = None,
+    ) -> None:
         """g <- g + alpha * ||g|| / ||g_v|| * g_v; a zero g_v adds nothing."""
-        norm = functional.global_norm(kept)
+        norm = functional.global_norm(kept) if size is None else size
         ratio = functional.global_norm(gradients) / norm
         functional.add_scaled_(gradients, kept, self.alpha * torch.where(norm > 0, ratio, torch.zeros_like(norm)))
 

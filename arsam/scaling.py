@@ -30,6 +30,8 @@ def unscale_(ascent: Ascent, inverse: float | Tensor) -> None:
     """Bring what an ascent left from units of the scaled loss to those of the loss: times 1 / scale."""
     for x in ascent.kept.values():
         x.mul_(inverse.to(x.device) if isinstance(inverse, Tensor) else inverse)
+    if ascent.size is not None:
+        ascent.size = ascent.size * inverse
     if ascent.norms is not None:
         ascent.norms = ascent.norms[0] * inverse, ascent.norms[1] * inverse
     ascent.scaled = False

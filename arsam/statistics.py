@@ -4,29 +4,36 @@ The second pass of a sharpness-aware step sees weights that are never kept. What
 or a quantization observer is wrong, and counts the batch twice.
 """
 
+# pyright: reportPrivateUsage=false
+
 from __future__ import annotations
 
 from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
 from torch.nn.modules.instancenorm import _InstanceNorm  # pyright: ignore[reportPrivateUsage]
+from torch.nn.parameter import is_lazy
 
 
 @contextmanager
 def frozen_statistics(model: nn.Module | None) -> Generator[None]:
     """No running statistic of the model moves inside; the outputs of training mode stay what they are.
 
-    Covers BatchNorm with all its subclasses (SyncBatchNorm, timm's BatchNormAct2d), tracking InstanceNorm, and fake-quant
-    modules with torch's ``enable_observer`` / ``disable_observer``. Idempotent and nestable; undone on an exception too.
+    BatchNorm with all its subclasses (SyncBatchNorm, timm's BatchNormAct2d), tracking InstanceNorm, and fake-quant modules
+    with torch's ``enable_observer`` / ``disable_observer`` are told to stand still. Whatever other buffer moves (timm's
+    EvoNorm, spectral normalization, a queue), also in a module that the pass itself switches to training, is put back.
+    Idempotent and nestable; undone on an exception too.
 
     Args:
         model: None does nothing.
     """
     changed: list[tuple[Any, str, Any]] = []
     observers: list[Any] = []
+    buffers: list[_Buffer] = []
     for module in model.modules() if model is not None else ():
         if isinstance(module, _BatchNorm) and module.training and module.track_running_stats:
             # Without tracking, training mode normalises by the batch as before and touches no buffer.
@@ -39,6 +46,8 @@ def frozen_statistics(model: nn.Module | None) -> Generator[None]:
         elif _observes(module):
             observers.append(module)
             module.disable_observer()  # pyright: ignore[reportCallIssue]
+        else:
+            buffers += [_Buffer(module, name) for name, b in module._buffers.items() if b is not None and not is_lazy(b)]
     try:
         yield
     finally:
@@ -46,6 +55,25 @@ def frozen_statistics(model: nn.Module | None) -> Generator[None]:
             setattr(module, name, value)
         for module in observers:
             module.enable_observer()
+        for buffer in buffers:
+            buffer.put_back()
+
+
+class _Buffer:
+    """A buffer of a module with its value now."""
+
+    def __init__(self, module: nn.Module, name: str) -> None:
+        self.module, self.name = module, name
+        self.tensor: Any = module._buffers[name]
+        self.value, self.version = self.tensor.detach().clone(), self.tensor._version
+
+    def put_back(self) -> None:
+        """The same tensor with the same value, if either has changed."""
+        if self.tensor._version != self.version:
+            with torch.no_grad():
+                self.tensor.copy_(self.value)
+        if self.module._buffers.get(self.name) is not self.tensor:
+            self.module._buffers[self.name] = self.tensor
 
 
 def _observes(module: nn.Module) -> bool:

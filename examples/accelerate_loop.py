@@ -24,7 +24,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from arsam import ARSAM, sampling
+from arsam import ARSAM
 
 
 def network() -> nn.Module:
@@ -43,7 +43,7 @@ def loader() -> DataLoader[Any]:
 def optimizer_for(model: nn.Module) -> ARSAM:
     """An ARSAM is an optimizer."""
     base = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    return ARSAM(base, rho=0.05, sampling=sampling.Periodic(5), model=model)
+    return ARSAM(base, model)
 
 
 def train(accelerator: Accelerator, model: nn.Module, optimizer: Any, batches: Any, clip: float | None = None) -> None:

@@ -17,7 +17,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from arsam import ARSAM, sampling
+from arsam import ARSAM
 from arsam.integrations.lightning import SharpnessAware
 
 
@@ -38,7 +38,7 @@ class Digits(SharpnessAware):
     def configure_optimizers(self) -> ARSAM:
         """An ARSAM is an optimizer."""
         base = torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9)
-        return ARSAM(base, rho=0.05, sampling=sampling.Periodic(5), model=self)
+        return ARSAM(base, self)
 
 
 def loader() -> DataLoader[Any]:

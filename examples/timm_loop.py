@@ -20,7 +20,7 @@ from timm.utils import ModelEmaV3, dispatch_clip_grad
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 
-from arsam import ARSAM, sampling, scaled_step
+from arsam import ARSAM, scaled_step
 
 
 def network() -> nn.Module:
@@ -42,7 +42,7 @@ def optimizer_for(model: nn.Module, clip: float | None = None) -> ARSAM:
     base = create_optimizer_v2(model, opt="sgd", lr=0.05, momentum=0.9, weight_decay=1e-4)
     if clip is not None:
         base.register_step_pre_hook(lambda *_: dispatch_clip_grad(model.parameters(), clip))
-    return ARSAM(base, rho=0.05, sampling=sampling.Periodic(5), model=model)
+    return ARSAM(base, model)
 
 
 def train(model: nn.Module, optimizer: ARSAM, scaler: GradScaler, dtype: torch.dtype, epochs: int = 2) -> ModelEmaV3:

@@ -16,7 +16,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from transformers import TrainingArguments
 
-from arsam import ARSAM, sampling
+from arsam import ARSAM
 from arsam.integrations.transformers import SharpnessAwareTrainer
 
 
@@ -43,7 +43,7 @@ def data() -> list[dict[str, Any]]:
 def optimizer_for(model: nn.Module) -> ARSAM:
     """An ARSAM is an optimizer."""
     base = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    return ARSAM(base, rho=0.05, sampling=sampling.Periodic(5), model=model)
+    return ARSAM(base, model)
 
 
 def main() -> None:

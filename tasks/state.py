@@ -219,7 +219,8 @@ def build_model(config: Config) -> nn.Module:
 def build_optimizer(config: Config, model: nn.Module, steps_per_epoch: int) -> Optimizer:
     """The config's optimizer, sharpness-aware where the config says so.
 
-    `sampling` and `reuse` come as partials and are built here: rules that take ``total_steps`` are given it.
+    `sampling` and `reuse` come as partials and are built here: rules that take ``total_steps`` are given it. `rho_warmup`
+    may be a share of the run, a number between 0 and 1.
 
     Raises:
         UserError: an argument is missing or out of range.
@@ -240,4 +241,7 @@ def _sharpen(config: Config, optimizer: Optimizer, model: nn.Module, steps_per_e
             rule = in_steps(rule, steps_per_epoch)
             takes_total = "total_steps" in inspect.signature(rule).parameters
             rules[name] = rule(total_steps=steps_per_epoch * config.epochs) if takes_total else rule()
+    rise = sharpness.keywords.get("rho_warmup", 0) if isinstance(sharpness, partial) else 0
+    if 0 < rise < 1:
+        rules["rho_warmup"] = round(rise * steps_per_epoch * config.epochs)
     return sharpness(optimizer, model=model, **rules)

@@ -6,6 +6,7 @@ import math
 import random
 from collections.abc import Callable
 from fractions import Fraction
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +39,11 @@ def closure_of(optimizer: Optimizer, model: nn.Module, loss_of: Callable[[nn.Mod
 
     closure.calls = 0  # type: ignore[attr-defined]
     return closure
+
+
+def counts(optimizer: Any) -> dict[str, float]:
+    """The counts in an ARSAM's `stats`, without what these say of the last ascent."""
+    return {name: optimizer.stats[name] for name in ("steps", "ascents", "reuses", "passes_per_step")}
 
 
 def gradients(params: list[Tensor]) -> list[Tensor | None]:

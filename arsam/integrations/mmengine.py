@@ -43,11 +43,11 @@ class ARSAMOptimWrapper(OptimWrapper):
 
     An update counts as one step however many batches it accumulates: it is decided once, and an ascent runs all of them
     again. Their inputs are held until then. Gradients are clipped where the update reads them, after mixing. The message hub,
-    and so the log, gets ``ascents`` (so far) and ``rho``; a scheduler of mmengine's moves rho by ``param_name="rho"``:
+    and so the log, gets ``ascents`` (so far) and ``rho``; a scheduler of mmengine's moves rho by ``param_name="sam_rho"``:
 
-        param_scheduler = [..., dict(type="LinearParamScheduler", param_name="rho", start_factor=0.1, end=1000, by_epoch=False)]
+        rise = dict(type="LinearParamScheduler", param_name="sam_rho", start_factor=0.1, end=1000, by_epoch=False)
 
-    Dropout and its like draw anew in the second pass.
+    Dropout and its like draw the same numbers in both passes.
 
     Args:
         optimizer: the base optimizer, as the runner builds it.
@@ -114,7 +114,7 @@ class ARSAMOptimWrapper(OptimWrapper):
                 self._second_pass(calls)
         self._update(**kwargs)
         self.message_hub.update_scalar("train/ascents", self.optimizer.stats["ascents"])
-        self.message_hub.update_scalar("train/rho", float(self.optimizer.param_groups[0]["rho"]))
+        self.message_hub.update_scalar("train/rho", float(self.optimizer.param_groups[0]["sam_rho"]))
 
     def _second_pass(self, calls: list[tuple[int, tuple[Any, ...], dict[str, Any]]]) -> None:
         model = self.optimizer.model

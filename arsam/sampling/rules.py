@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable
+from fractions import Fraction
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -70,6 +71,8 @@ class _Stateless(Sampling):
 class Always(_Stateless):
     """An ascent on every step: SAM."""
 
+    spacing = 1.0
+
     def due(self, step: int, gradient_norm: Callable[[], Tensor]) -> bool:
         """Yes, on every step."""
         return True
@@ -77,6 +80,8 @@ class Always(_Stateless):
 
 class Never(_Stateless):
     """No ascents: the base optimizer."""
+
+    spacing = math.inf
 
     def due(self, step: int, gradient_norm: Callable[[], Tensor]) -> bool:
         """No, on no step."""
@@ -163,29 +168,35 @@ class Tail(_Stateless):
 
 
 class Budget(_Stateless):
-    """Evenly spaced ascents that come to a promised number of passes: round((passes_per_step - 1) total_steps) ascents.
+    """Evenly spaced ascents that come to a promised number of passes, however long the run.
 
-    With N of them left after the warm-up, over M steps, the n-th of these steps ascends where n N mod M < N: at n = 0, then
-    every M / N steps, rounded up. Any n of them hold ceil(n N / M) ascents, so that the promise is met to within one step
-    wherever a run stops.
+    Of N ascents in M steps the n-th step ascends where n N mod M < N: at n = 0, then every M / N steps, rounded up, and so on
+    with period M. Any n steps hold ceil(n N / M) ascents, so that the promise is met to within one step wherever a run stops.
 
     Args:
-        passes_per_step: over the whole run, warm-up included, in [1, 2]: 1 is the base optimizer, 2 is SAM.
-        total_steps: optimizer steps of the whole run, >= 1.
-        warmup: steps of full SAM at the start, >= 0; their ascents count.
+        passes_per_step: over the whole run, in [1, 2]: 1 is the base optimizer, 2 is SAM. N / M = passes_per_step - 1.
+        total_steps: optimizer steps of the whole run, >= 1. Needed only for a warm-up that counts against the budget: of
+            N = round((passes_per_step - 1) total_steps) ascents, those of the warm-up are taken off before the rest is spread.
+        warmup: steps of full SAM at the start, >= 0. Without total_steps their ascents come on top of the budget.
     """
 
-    def __init__(self, passes_per_step: float, total_steps: int, warmup: int = 0) -> None:
+    def __init__(self, passes_per_step: float, total_steps: int | None = None, warmup: int = 0) -> None:
         if not 1 <= passes_per_step <= 2:
             raise ValueError(f"passes_per_step must lie in [1, 2], got {passes_per_step}")
-        if total_steps < 1:
+        if total_steps is not None and total_steps < 1:
             raise ValueError(f"total_steps must be >= 1, got {total_steps}")
-        ascents = round((passes_per_step - 1) * total_steps)
-        if not 0 <= warmup <= ascents:
-            raise ValueError(f"warmup must lie in [0, {ascents}], the ascents that the budget allows, got {warmup}")
+        if total_steps is None:
+            rate = Fraction(passes_per_step - 1).limit_denominator(10_000)
+            self._ascents, self._steps, most = rate.numerator, rate.denominator, math.inf
+        else:
+            most = round((passes_per_step - 1) * total_steps)
+            self._ascents, self._steps = most - warmup, max(total_steps - warmup, 1)
+        if not 0 <= warmup <= most:
+            allowed = f"[0, {most}], the ascents that the budget allows" if total_steps is not None else "[0, inf)"
+            raise ValueError(f"warmup must lie in {allowed}, got {warmup}")
+        self.passes_per_step = passes_per_step
+        self.total_steps = total_steps
         self.warmup = warmup
-        self._ascents = ascents - warmup
-        self._steps = max(total_steps - warmup, 1)
 
     @property
     def spacing(self) -> float:

@@ -1,4 +1,4 @@
-"""As hrnet_adamw.py, with ARSAM: the published rule after the authors' warm-up of 3 epochs of full SAM.
+"""As hrnet_adamw.py, with ARSAM as recommended: 1.2 passes per step.
 
     python tools/train.py configs/pose/hrnet_arsam.py
 

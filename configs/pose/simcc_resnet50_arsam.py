@@ -1,4 +1,4 @@
-"""As simcc_resnet50_adamw.py, with ARSAM: the published rule after the authors' warm-up of 3 epochs of full SAM.
+"""As simcc_resnet50_adamw.py, with ARSAM as recommended: 1.2 passes per step.
 
     python tools/train.py configs/pose/simcc_resnet50_arsam.py task.weights=resnet50.pth
 

@@ -194,4 +194,4 @@ def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
     quantizers = [m for m in model.modules() if isinstance(m, Quantizer)]
     own = dict.fromkeys(p for q in quantizers for p in q.parameters())
     weights = [p for p in model.parameters() if p not in own]
-    return [{"params": weights}, {"params": list(own), "rho": 0.0, "weight_decay": 0.0}]
+    return [{"params": weights}, {"params": list(own), "sam_rho": 0.0, "weight_decay": 0.0}]

@@ -22,6 +22,7 @@ from torch.optim import SGD, AdamW
 
 from arsam import ARSAM, reuse, sampling
 from arsam.integrations.checkpoint import OptimizerState
+from tests.reference import counts
 
 RANKS = 2
 STEPS = 12
@@ -110,7 +111,7 @@ def scenarios(rank: int, folder: Path) -> dict[str, Any]:
     model = DistributedDataParallel(network(), gradient_as_bucket_view=True)
     optimizer = optimizer_of(model, seed=rank)
     found["global"] = train(model, optimizer, batch(rank))
-    found["stats"] = optimizer.stats
+    found["stats"] = counts(optimizer)
 
     apart = Disagreeing(SGD(network().parameters(), lr=0.1), sampling=sampling.Bernoulli(0.5, seed=rank))
     together = ARSAM(SGD(network().parameters(), lr=0.1), sampling=sampling.Bernoulli(0.5, seed=rank))

@@ -12,7 +12,6 @@ import copy
 import inspect
 import io
 import pickle
-import re
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -45,19 +44,6 @@ DOES_NOT_APPLY = {
     "groups step like optimizers of their own": "one perturbation, with one norm, over all groups is what SAM is",
     "adaptive=True on complex weights": "|w| g depends on whether w is seen as one number or two",
 }
-KNOWN = {
-    r"test_maximizing_mirrors_minimizing.*": "the perturbation climbs L whatever the base seeks",
-    r"test_complex_weights_are_pairs_of_real_ones.*orthogonal\]": "the projection takes a complex inner product",
-    r"test_groups_that_a_base_refuses": "the group is completed before the base has looked at it",
-    r"test_a_base_that_cannot_work_is_refused_when_built.*": "accepted, and fails at its first step",
-    r"test_step_hooks_run_once_and_in_order.*": "global hooks run for the base's step too",
-    r"test_state_dict_hooks.*": "hooks on ARSAM do not run",
-    r"test_load_state_dict_hooks.*": "hooks on ARSAM do not run",
-    r"test_a_subclass_keeps_its_attributes.*": "__getstate__ knows the attributes of ARSAM alone",
-    r"test_it_can_be_printed.*": "repr names neither base nor rules",
-}
-"""Regular expressions of tests that fail today, and why. They are expected to fail, so that mending one is noticed here."""
-
 INFOS = {info.optim_cls.__name__: info for info in optim_db if info.optim_cls.__name__ not in DOES_NOT_APPLY}
 SAMPLING: dict[str, Callable[[], Any]] = {
     "always": sampling.Always,
@@ -78,13 +64,6 @@ REUSE: dict[str, Callable[[], Any]] = {
 RULES = [(s, r) for s in SAMPLING for r in REUSE if r != "auto" or hasattr(SAMPLING[s](), "spacing")]
 SOME = [("periodic", "decayed"), ("adaptive", "orthogonal")]
 INPUT = torch.tensor([0.3, -1.2, 0.8, 2.0, -0.5])
-
-
-@pytest.fixture(autouse=True)
-def _expect_known(request: pytest.FixtureRequest) -> None:
-    for pattern, reason in KNOWN.items():
-        if re.fullmatch(pattern, request.node.name):
-            request.node.add_marker(pytest.mark.xfail(reason=reason, strict=True))
 
 
 each = pytest.mark.parametrize("name", INFOS)

@@ -131,7 +131,7 @@ def test_shipped_configs(path: Path) -> None:
     assert f"{path.stem}.py" in path.read_text() or "As " in path.read_text().splitlines()[0]
     configs.describe(config)
     family, _, rule = path.stem.rpartition("_")
-    if rule in ("sam", "arsam"):
+    if rule in ("sam", "arsam", "published"):
         baseline = next((p for p in SHIPPED if p.stem in (f"{family}_adamw", f"{family}_sgd")), None)
         if baseline is None:  # a variant in something else, of an ARSAM config
             assert config.sharpness is not None

@@ -16,6 +16,8 @@ pytest.importorskip("accelerate", reason="accelerate is not installed; pip insta
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
 
+from tests.reference import counts
+
 EXAMPLE = runpy.run_path(str(Path(__file__).parents[3] / "examples" / "accelerate_loop.py"))
 
 pytestmark = pytest.mark.filterwarnings("default")
@@ -96,7 +98,7 @@ def test_equals_the_plain_loop(accumulate: int, clip: float | None, precision: s
     other, plain = by_hand(accumulate, clip, precision)
     for (name, x), y in zip(model.state_dict().items(), other.state_dict().values(), strict=True):
         assert torch.equal(x, y), name
-    assert optimizer.stats == plain.stats
+    assert counts(optimizer) == counts(plain)
     steps, ascents = optimizer.stats["steps"], optimizer.stats["ascents"]
     assert (steps, ascents) == ((28, 6) if accumulate == 1 else (7, 2))
     assert model.passes == accumulate * (steps + ascents)
@@ -116,7 +118,7 @@ def test_decided_for_each_batch_it_goes_wrong() -> None:
             optimizer.step()
             optimizer.zero_grad()
     other, plain = by_hand(4, None, "no")
-    assert optimizer.optimizer.stats == plain.stats
+    assert counts(optimizer.optimizer) == counts(plain)
     assert not torch.allclose(model[0].weight, other[0].weight, atol=1e-3)
 
 

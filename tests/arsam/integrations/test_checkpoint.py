@@ -19,12 +19,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimi
 
 from arsam import ARSAM, reuse, sampling
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:torch.distributed is disabled"),
-    pytest.mark.xfail(
-        reason="PSF and schedule stand beside state and param_groups; step() without closure raises", strict=True
-    ),
-]
+pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 BASES: dict[str, Any] = {
     "AdamW": lambda p: torch.optim.AdamW(p, lr=1e-2),
     "SGD": lambda p: torch.optim.SGD(p, lr=1e-1),

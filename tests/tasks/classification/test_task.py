@@ -90,7 +90,7 @@ def test_parameters() -> None:
     task = Classification(**TINY, weight_bits=4, act_bits=4)
     model = task.build()
     scales, weights = task.parameters(model)
-    assert scales["rho"] == scales["weight_decay"] == 0.0
+    assert scales["sam_rho"] == scales["weight_decay"] == 0.0
     assert "rho" not in weights
     assert len({*map(id, scales["params"]), *map(id, weights["params"])}) == len(list(model.parameters()))
     assert all(p.dim() <= 1 for p in scales["params"])

@@ -211,7 +211,7 @@ def test_parameter_groups() -> None:
     weights, steps = parameter_groups(twin)
     assert len(weights["params"]) + len(steps["params"]) == len(list(twin.parameters()))
     assert len(steps["params"]) == 21 * 3
-    assert (steps["rho"], steps["weight_decay"]) == (0.0, 0.0)
+    assert (steps["sam_rho"], steps["weight_decay"]) == (0.0, 0.0)
     assert "rho" not in weights
     names = {p: n for n, p in twin.named_parameters()}
     assert all(names[p].endswith(("quantizer.scale", "quantizer.offset")) for p in steps["params"])

@@ -1,0 +1,114 @@
+"""The state of an ARSAM: a `state_dict` in torch's form, and what torch.distributed.checkpoint takes of one.
+
+torch's own functions for distributed checkpoints ask an optimizer for its state_dict, keep "state" and "param_groups" by
+parameter name, and drop all else. For them the kept vectors stand among the entries of their parameters, and all the rest in
+the first parameter group, as JSON.
+"""
+
+# pyright: reportPrivateUsage=false
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from arsam import functional
+
+VERSION = 2  # 1 had no version, "rho" and "adaptive" as group keys, and the rules without their settings
+_KEPT, _REST = "arsam_kept", "arsam"
+_CHECKPOINT = "torch.distributed.checkpoint.state_dict"
+
+
+def settings_of(rule: Any) -> dict[str, Any]:
+    """A rule's public attributes that are plain values, without what its own state holds (a seed)."""
+    held = rule.state_dict() if hasattr(rule, "state_dict") else {}
+    plain = {
+        n: list(v) if isinstance(v, tuple) else v for n, v in vars(rule).items() if not n.startswith("_") and n not in held
+    }
+    return {n: v for n, v in plain.items() if v is None or isinstance(v, (bool, int, float, str, list))}
+
+
+def shown(rule: Any) -> str:
+    """A rule as it would be built: Budget(passes_per_step=1.2, total_steps=None, warmup=0)."""
+    return f"{type(rule).__name__}({', '.join(f'{name}={value!r}' for name, value in settings_of(rule).items())})"
+
+
+def check_rules(saved: list[str], rules: list[str]) -> None:
+    """Raise ValueError if a state was made with other rules than these, or other settings of them."""
+    named = all("(" in rule for rule in saved)  # the first version gave the names alone
+    if saved != (rules if named else [rule.partition("(")[0] for rule in rules]):
+        raise ValueError(
+            f"the state was made with {' and '.join(saved)}, this optimizer has {' and '.join(rules)}: build it with the same"
+            " rules, or start without this state"
+        )
+
+
+def asking_checkpoint() -> dict[str, Any] | None:
+    """The variables of the function of torch.distributed.checkpoint that asks, itself or through a wrapper; None: none does."""
+    frame: Any = sys._getframe(2)
+    for _ in range(8):
+        if frame is None:
+            return None
+        if frame.f_globals.get("__name__") == _CHECKPOINT:
+            return frame.f_locals
+        frame = frame.f_back
+    return None
+
+
+def by_parameter(state: dict[str, Any], parameters: list[Tensor], asking: dict[str, Any]) -> dict[str, Any]:
+    """The form that torch.distributed.checkpoint keeps whole.
+
+    A load fills tensors that exist, so every parameter has an entry: zeros where there is no kept vector. The result of the
+    function that asks gets the rest at its top as well, where a reader would look for it; a load does not need it there.
+    """
+    own = dict(state[_REST])
+    kept: dict[int, Tensor] = own.pop("kept")
+    own["keeps"] = bool(kept)
+    trained = [i for i, p in enumerate(parameters) if p.requires_grad]
+    entries = {i: {**state["state"].get(i, {}), _KEPT: kept[i] if i in kept else _zeros(parameters[i])} for i in trained}
+    groups = [dict(group) for group in state["param_groups"]]
+    groups[0][_REST] = json.dumps(own)
+    if "optim_state_dict" in asking:
+        asking["optim_state_dict"][_REST] = groups[0][_REST]
+    return {**state, "state": {**state["state"], **entries}, "param_groups": groups}
+
+
+def from_parameters(state: dict[str, Any]) -> dict[str, Any]:
+    """A `state_dict` again, out of what `by_parameter` made; parameters by number or by name."""
+    groups = [dict(group) for group in state["param_groups"]]
+    own = json.loads(next(group[_REST] for group in groups if _REST in group))
+    for group in groups:
+        group.pop(_REST, None)
+    numbers = {name: i for i, name in enumerate(name for group in groups for name in group["params"])}
+    entries = {name: dict(entry) for name, entry in state["state"].items()}  # copies: the caller's stay whole
+    kept = {numbers[name]: entry.pop(_KEPT) for name, entry in entries.items() if _KEPT in entry}
+    own["kept"] = kept if own.pop("keeps") else {}
+    return {"state": {name: entry for name, entry in entries.items() if entry}, "param_groups": groups, _REST: own}
+
+
+def unflattening(frame: Any) -> bool:
+    """Is it torch.distributed.checkpoint that looks, for the names of what a flat state holds?"""
+    return frame.f_code.co_name == "_unflatten_optim_state_dict" and frame.f_globals.get("__name__") == _CHECKPOINT
+
+
+def names_of_groups(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The groups with the names of all that `by_parameter` put there."""
+    return [{**group, _REST: None} if i == 0 else group for i, group in enumerate(groups)]
+
+
+def names_of_state(state: Any, parameters: list[Tensor]) -> dict[Tensor, dict[str, Any]]:
+    """The state with the names of all that `by_parameter` put there."""
+    return {p: {**state.get(p, {}), _KEPT: None} for p in parameters}
+
+
+def is_by_parameter(state: dict[str, Any]) -> bool:
+    """Has `by_parameter` made it?"""
+    return any(_REST in group for group in state.get("param_groups", ()))
+
+
+def _zeros(p: Tensor) -> Tensor:
+    return torch.zeros_like(p, dtype=torch.float32 if p.dtype in functional.HALF else p.dtype, requires_grad=False)

@@ -1,0 +1,14 @@
+"""As simcc_resnet50_adamw.py, with ARSAM by the published rule after the authors' warm-up of 3 epochs of full SAM.
+
+    python tools/train.py configs/pose/simcc_resnet50_published.py task.weights=resnet50.pth
+
+Expected: not yet measured (210 epochs of COCO are a job for GPUs).
+"""
+
+from dataclasses import replace
+
+from configs.pose import simcc_resnet50_adamw as baseline
+from configs.pose.simcc_resnet18_published import sharpness
+
+config = replace(baseline.config, sharpness=sharpness)
+sample = replace(baseline.sample, sharpness=sharpness)
