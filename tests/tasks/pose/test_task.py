@@ -352,7 +352,7 @@ def test_quantized_network(root: Path, tmp_path: Path) -> None:
     again = replace(task, weights=str(tmp_path / "ptq.pt")).build()
     with torch.no_grad():
         assert torch.equal(model.eval()(inputs), again.eval()(inputs))
-    assert [group.get("rho") for group in task.parameters(model) if group.get("rho") is not None] == [0.0]
+    assert [group.get("sam_rho") for group in task.parameters(model) if group.get("sam_rho") is not None] == [0.0]
     assert not any(isinstance(module, QuantLayer) for module in task.in_float().build().modules())
     with pytest.raises(ValueError, match="weight_bits must be 2 to 8"):
         PoseTask(weight_bits=9, act_bits=8)
