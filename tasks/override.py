@@ -41,17 +41,36 @@ def override(config: C, assignments: list[str]) -> C:
     return config
 
 
+def read(config: Any, name: str) -> Any:
+    """The present value of a name with dots.
+
+    Raises:
+        UserError: unknown name.
+    """
+    node = config
+    for part in name.split("."):
+        hints, present = settable(node)
+        if part not in hints:
+            raise _unknown(node, part, hints, name)
+        node = present.get(part)
+    return node
+
+
+def _unknown(node: Any, name: str, hints: dict[str, Any], assignment: str) -> UserError:
+    if not hints:
+        hint = "; start from sharpness=ARSAM(rho=0.05)" if assignment.startswith("sharpness.") else ""
+        return UserError(f"{assignment}: there is nothing named {name} inside {node!r}{hint}")
+    close = difflib.get_close_matches(name, hints, n=1)
+    known = f"did you mean {close[0]}?" if close else f"known names: {', '.join(hints)}"
+    return UserError(f"{assignment}: unknown name {name}; {known}")
+
+
 def _replace(node: Any, path: list[str], text: str, assignment: str) -> Any:
     """A copy of a dataclass or partial with one value, deep inside, replaced."""
     name, rest = path[0], path[1:]
     hints, present = settable(node)
-    if not hints:
-        hint = "; start from sharpness=ARSAM(rho=0.05)" if assignment.startswith("sharpness.") else ""
-        raise UserError(f"{assignment}: there is nothing named {name} inside {node!r}{hint}")
     if name not in hints:
-        close = difflib.get_close_matches(name, hints, n=1)
-        known = f"did you mean {close[0]}?" if close else f"known names: {', '.join(hints)}"
-        raise UserError(f"{assignment}: unknown name {name}; {known}")
+        raise _unknown(node, name, hints, assignment)
     value = _replace(present.get(name), rest, text, assignment) if rest else _value(text, hints[name], assignment)
     if isinstance(node, functools.partial):
         return functools.partial(node.func, *node.args, **{**node.keywords, name: value})

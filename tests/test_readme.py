@@ -118,6 +118,8 @@ def test_the_results_are_those_of_the_records() -> None:
     """Kills: a table edited by hand, or records without `python tools/bench.py readme` after them."""
     assert "<!-- results: " in README
     assert readme.readme(README, records.FOLDER) == README
+    page = (Path(__file__).parent.parent / "docs/rho.md").read_text()
+    assert readme.rho(page, records.FOLDER) == page and "<!-- rho -->" in page
     assert readme.results(records.FOLDER) == (Path(__file__).parent.parent / "docs/results.md").read_text()
 
 
@@ -131,3 +133,20 @@ def test_the_records_keep_what_a_budget_promises() -> None:
         assert abs(run["ascents"] - share * run["steps"]) <= 1, run
         part = 0.5 if run["row"].endswith("half-batch") and run["loop"] > 1 else 1.0
         assert run["passes_per_step"] == pytest.approx(1 + part * run["ascents"] / run["steps"]), run
+
+
+def test_the_recipe_for_rho() -> None:
+    """It finds the best of a ladder, inside. Kills: a search that stops at its edge, or that never ends."""
+    page = (Path(__file__).parent.parent / "docs/rho.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(compile(code, "docs/rho.md", "exec"), names)
+    for peak, found in ((0.1, 0.1), (0.4, 0.4), (0.02, 0.0177), (100.0, 1.6)):
+        tried: list[float] = []
+
+        def train(rho: float, tried: list[float] = tried) -> tuple[float, Any]:
+            tried.append(rho)
+            return rho, SimpleNamespace(stats={})
+
+        best = names["find_rho"](train, lambda rho, peak=peak: -abs(rho / peak - 1) if rho < peak else peak / rho - 1)
+        assert best == pytest.approx(found, rel=0.05) and len(tried) == len(set(tried)) <= 11

@@ -1,4 +1,4 @@
-"""Benchmarks: python tools/bench.py overhead | quant | compare SUITE | readme"""
+"""Benchmarks: python tools/bench.py overhead | quant | loop | compare SUITE | readme"""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 
 from benchmarks.compare import figures, readme, records, study, tables
 from benchmarks.compare.suites import SUITES
+from benchmarks.speed.loop_cost import loop_cost
 from benchmarks.speed.overhead import overhead
 from benchmarks.speed.step_cost import step_cost
 from tasks import distributed, log
@@ -39,19 +40,21 @@ def compare(arguments: argparse.Namespace) -> None:
 
 
 def write_readme(arguments: argparse.Namespace) -> None:
-    """Put the results of the recorded comparisons into the README and docs/results.md, and draw their figures."""
+    """Put the results of the recorded comparisons into README.md, docs/results.md and docs/rho.md, and draw their figures."""
     for path in sorted(records.FOLDER.glob("*.jsonl")):
         figures.draw(path.stem, records.FOLDER)
     page = ROOT / "README.md"
     page.write_text(readme.readme(page.read_text(), records.FOLDER))
     (ROOT / "docs/results.md").write_text(readme.results(records.FOLDER))
+    page = ROOT / "docs/rho.md"
+    page.write_text(readme.rho(page.read_text(), records.FOLDER))
 
 
 def main() -> None:
     """Parse and run."""
     parser = argparse.ArgumentParser(description=__doc__)
     commands = parser.add_subparsers(required=True)
-    for name, measure in (("overhead", overhead), ("quant", step_cost)):
+    for name, measure in (("overhead", overhead), ("quant", step_cost), ("loop", loop_cost)):
         command = commands.add_parser(name, help=measure.__doc__)
         command.add_argument("--rounds", type=int, default=20, help="default: %(default)s")
         command.add_argument("--device", default="cpu", help="default: %(default)s")

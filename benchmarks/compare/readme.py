@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from pathlib import Path
 
 from benchmarks.compare import tables
 from benchmarks.compare.suites import SUITES
 
+_RHO = re.compile(r"(<!-- rho -->\n).*?(<!-- /rho -->)", re.DOTALL)
 _BLOCK = re.compile(r"(<!-- results: (.+?) -->\n).*?(<!-- /results -->)", re.DOTALL)
 _ORDER = ("digits", "digits-dropout", "cifar16", "cifar16-clean", "cifar16-w4a4", "lspet")
 _HEAD = """# Results
@@ -44,9 +46,18 @@ def readme(text: str, folder: Path) -> str:
     return _BLOCK.sub(lambda block: f"{block[1]}{tables.beside(block[2].split(), folder)}\n{block[3]}", text)
 
 
+def rho(text: str, folder: Path) -> str:
+    """docs/rho.md with its table of the rho that was chosen, a row per rule, a column per suite."""
+    return _RHO.sub(lambda block: f"{block[1]}{tables.radii(_names(folder), folder)}\n{block[2]}", text)
+
+
+def _names(folder: Path) -> list[str]:
+    return [name for name in _ORDER if (folder / f"{name}.jsonl").exists()]
+
+
 def results(folder: Path) -> str:
     """docs/results.md."""
-    names = [name for name in _ORDER if (folder / f"{name}.jsonl").exists()]
+    names = _names(folder)
     parts = [
         _HEAD, "Mean over the seeds in percent, its 95 % interval by Student's t, and in brackets the number of seeds:\n\n",
         tables.beside(names, folder), "\n\n## What may be said\n", _WORDS, "\n", tables.answers(names, folder),
@@ -55,7 +66,8 @@ def results(folder: Path) -> str:
     for name in names:
         found = tables.record(name, folder)
         old = "" if found.loop > 1 else _OLD
-        parts += [f"\n## {name}\n\n{_sentence(SUITES[name].about)}.{old} {tables.search_cost(name, folder)}\n\n"]
+        about = f"{_sentence(SUITES[name].about)}.{old} {tables.search_cost(name, folder)}"
+        parts.append(f"\n## {name}\n\n{textwrap.fill(about, 118)}\n\n")
         for kind, what in (("passes", "accuracy against passes per step"), ("rho", "accuracy and training loss against rho")):
             if (folder / f"{name}-{kind}.png").exists():
                 parts.append(f"![{name}: {what}](../benchmarks/records/{name}-{kind}.png)\n\n")

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import copy
 import tarfile
 from collections.abc import Callable, Sized
 from pathlib import Path
@@ -47,6 +48,13 @@ class Images(Dataset[dict[str, Tensor]]):
                 raise UserError(f"{source.root}: none of its pictures can be read")
         self._order = order[:limit]
         self.classes: int = source.classes if isinstance(source, (_Files, _Digits)) else len(source.classes)
+
+    def part(self, share: float, *, last: bool) -> Images:
+        """The last share of the pictures, or those before it; one at least."""
+        cut = min(len(self) - 1, max(1, len(self) - round(share * len(self))))
+        chosen = copy.copy(self)
+        chosen._order = self._order[cut:] if last else self._order[:cut]
+        return chosen
 
     def __len__(self) -> int:
         return len(self._order)

@@ -30,6 +30,8 @@ class Classification(LowBit):
         limit: the first N images of each split, in a fixed random order; None: all.
         skip_broken: leave out the pictures that cannot be read, which are listed, instead of stopping at the first; reads
             every picture once, before training.
+        held_out: share of the training pictures, in [0, 1), that training goes without and that stand for the split "val":
+            for choosing settings; 0: the split "val" itself.
         model: a timm model.
         model_args: what timm.create_model gets besides, such as {"drop_path_rate": 0.1}.
         classes: number of classes.
@@ -47,6 +49,7 @@ class Classification(LowBit):
     root: str = "data/cifar10"
     limit: int | None = None
     skip_broken: bool = False
+    held_out: float = 0.0
     model: str = "resnet18"
     model_args: dict[str, Any] = field(default_factory=dict)
     classes: int = 10
@@ -69,10 +72,15 @@ class Classification(LowBit):
             raise ValueError(f"distill must lie in [0, 1], got {self.distill}")
         if self.limit is not None and self.limit < 1:
             raise ValueError(f"limit must be >= 1 or None, got {self.limit}")
+        if not 0 <= self.held_out < 1:
+            raise ValueError(f"held_out must lie in [0, 1), got {self.held_out}")
 
     def dataset(self, split: str) -> data.Images:
         """Augmented crops of "train", plain ones of "val"."""
-        return self._images(split, cutout=self.cutout, augment=split == "train", limit=self.limit)
+        training = split == "train"
+        source = "train" if self.held_out else split
+        found = self._images(source, cutout=self.cutout if training else 0, augment=training, limit=self.limit)
+        return found.part(self.held_out, last=not training) if self.held_out else found
 
     def _images(self, split: str, *, cutout: int, augment: bool, limit: int | None) -> data.Images:
         found = data.images(

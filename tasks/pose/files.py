@@ -45,6 +45,8 @@ class KeypointFiles:
         skip_broken: leave out the people in pictures that cannot be read, which are listed, instead of stopping at the first;
             reads every picture once, before training.
         max_pixels: pictures of more are refused.
+        held_out: share of the training pictures, in [0, 1), that training goes without and whose people stand for the split
+            "val": for choosing settings; 0: the split "val" itself.
         detections: COCO detection-results JSON whose boxes are evaluated in place of the annotated ones.
     """
 
@@ -58,12 +60,15 @@ class KeypointFiles:
     category: int | str | None = None
     limit: int | None = None
     skip_broken: bool = False
+    held_out: float = 0.0
     max_pixels: int = MAX_PIXELS
     detections: str | None = None
 
     def __post_init__(self) -> None:
         if self.limit is not None and self.limit < 1:
             raise ValueError(f"limit must be >= 1 or None, got {self.limit}")
+        if not 0 <= self.held_out < 1:
+            raise ValueError(f"held_out must lie in [0, 1), got {self.held_out}")
         if self.max_pixels < 1:
             raise ValueError(f"max_pixels must be >= 1, got {self.max_pixels}")
         if isinstance(self.joints, str) and self.joints not in joint_sets.SETS:
@@ -92,13 +97,15 @@ class KeypointFiles:
         Raises:
             UserError: the files are missing or wrong, or nobody is in them.
         """
-        source, pictures = self._files(split)
+        source, pictures = self._files("train" if self.held_out else split)
         joints = self.joint_set()
         found = coco.read(source, pictures, HOW, joints, self.category, self.skip_broken)
+        if self.held_out:
+            found = self._part(found, held=split == "val")
         if not pictures.is_dir():
             raise UserError(f"{pictures}: no such folder; {HOW}")
         _say(source, joints)
-        if split == "val" and self.detections is not None:
+        if split == "val" and self.detections is not None and not self.held_out:
             return self._detected(found, len(joints))
         if not found.complete:
             raise UserError(f"{source}: has no annotations; task.detections= names a detector's boxes in its pictures")
@@ -109,6 +116,12 @@ class KeypointFiles:
         # The people left out would count as missed; crowds and the unlabelled stay, to be ignored.
         left_out = np.setdiff1d(everybody.rows, chosen.rows)
         return chosen, found.kept(np.setdiff1d(np.arange(len(found.picture)), left_out)) if len(left_out) else found
+
+    def _part(self, found: Annotations, held: bool) -> Annotations:
+        """The annotations of the pictures that are held out, or of the others; one picture at least."""
+        order = np.random.default_rng(0).permutation(np.unique(found.picture))
+        cut = min(len(order) - 1, max(1, len(order) - round(self.held_out * len(order))))
+        return found.kept(np.isin(found.picture, order[cut:] if held else order[:cut]))
 
     def _detected(self, found: Annotations, joints: int) -> tuple[People, Annotations]:
         path = data_path(str(self.detections))

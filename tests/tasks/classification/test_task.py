@@ -58,6 +58,25 @@ def test_folders_and_tars(packed: bool, tmp_path: Path) -> None:
     assert len(images(str(tmp_path), "val", side=16, augment=False, limit=None)) == 4
 
 
+def test_held_out_pictures() -> None:
+    """Plain pictures of the training split that training goes without. Kills: an overlap, pictures of "val", augmented ones."""
+    whole, task = (
+        Classification(root=DIGITS, classes=10, side=32),
+        Classification(root=DIGITS, classes=10, side=32, held_out=0.2),
+    )
+    training, held, plain = (
+        task.dataset("train"),
+        task.dataset("val"),
+        images(DIGITS, "train", side=32, augment=False, limit=None),
+    )
+    count = len(whole.dataset("train"))
+    assert len(training) + len(held) == count and len(held) == round(0.2 * count)
+    assert not set(training._order) & set(held._order)
+    assert all(torch.equal(held[i]["image"], plain[len(training) + i]["image"]) for i in range(3))
+    with pytest.raises(ValueError, match=r"held_out must lie in \[0, 1\), got 1"):
+        Classification(held_out=1.0)
+
+
 def test_missing_data(tmp_path: Path) -> None:
     """The error names the folder and what is expected in it."""
     with pytest.raises(UserError, match=r"no images found; expected train\.tar or train/"):

@@ -98,6 +98,19 @@ def test_limit(root: Path) -> None:
     assert task.evaluate(Oracle(data, CODEC), batches(data))["AR"] > 0.98
 
 
+def test_held_out_people(root: Path) -> None:
+    """People of other training pictures, measured against these alone. Kills: an overlap, others counted as missed."""
+    task = PoseTask(root=str(root), codec=CODEC, held_out=0.25)
+    training, held = task.dataset("train"), task.dataset("val")
+    whole = PoseTask(root=str(root), codec=CODEC).dataset("train")
+    assert len(training) + len(held) == len(whole) and 0 < len(held) < len(training)
+    files = [{person.picture for person in data.people} for data in (training, held)]
+    assert not files[0] & files[1] and all("train2017" in str(file) for file in files[1])
+    assert task.evaluate(Oracle(held, CODEC), batches(held))["AR"] > 0.98
+    with pytest.raises(ValueError, match=r"held_out must lie in \[0, 1\), got -1"):
+        PoseTask(held_out=-1)
+
+
 def test_detections(root: Path, tmp_path: Path) -> None:
     """Boxes of a detector, with their scores; a second box on the same person is dropped by OKS-NMS."""
     annotated = PoseTask(root=str(root), codec=CODEC).dataset("val")
