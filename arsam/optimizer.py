@@ -235,8 +235,13 @@ class ARSAM(Wrapper):
     @property
     def due(self) -> bool:
         """Will the coming step want a second pass? With a rule that reads gradients, ask after the backward pass."""
-        self._asked = True
-        return self._is_due()
+        own = self._own()
+        own._asked = True
+        return own._is_due()
+
+    def _own(self) -> ARSAM:
+        """This optimizer, also if a wrapper asks that inherits from the class of what it wraps: Lightning's and Fabric's do."""
+        return vars(self).get("_optimizer", self)
 
     def _is_due(self) -> bool:
         return any(rho > 0 for rho in self._radii()) and self.sampling.due(self._steps, self._gradient_norm)
@@ -299,6 +304,10 @@ class ARSAM(Wrapper):
         Raises:
             RuntimeError: entered inside itself, or a gradient is sparse.
         """
+        if self._own() is not self:
+            with self._own().perturb(scaler):
+                yield
+            return
         if self._perturbed:
             raise RuntimeError("perturb() is already active; the weights can be perturbed once at a time")
         self._asked = True

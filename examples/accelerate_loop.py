@@ -34,7 +34,7 @@ def network() -> nn.Module:
 
 
 def loader() -> DataLoader[Any]:
-    """Scikit-learn's digits."""
+    """The digits of scikit-learn."""
     digits = load_digits()
     data = TensorDataset(torch.tensor(digits.data, dtype=torch.float32) / 16, torch.tensor(digits.target))
     return DataLoader(data, batch_size=64, drop_last=True)

@@ -38,11 +38,11 @@ class Digits(SharpnessAware):
     def configure_optimizers(self) -> ARSAM:
         """An ARSAM is an optimizer."""
         base = torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9)
-        return ARSAM(base, self)
+        return ARSAM(base, self.net)
 
 
 def loader() -> DataLoader[Any]:
-    """Scikit-learn's digits."""
+    """The digits of scikit-learn."""
     digits = load_digits()
     data = TensorDataset(torch.tensor(digits.data, dtype=torch.float32) / 16, torch.tensor(digits.target))
     return DataLoader(data, batch_size=64, drop_last=True)

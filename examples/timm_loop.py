@@ -30,7 +30,7 @@ def network() -> nn.Module:
 
 
 def batches() -> list[tuple[Tensor, Tensor]]:
-    """Scikit-learn's digits at 32x32, a few of them."""
+    """The digits of scikit-learn at 32x32, a few of them."""
     digits = load_digits()
     pictures = torch.tensor(digits.images[:640], dtype=torch.float32)[:, None] / 16
     pictures = nn.functional.interpolate(pictures, scale_factor=4.0)
@@ -40,8 +40,12 @@ def batches() -> list[tuple[Tensor, Tensor]]:
 def optimizer_for(model: nn.Module, clip: float | None = None) -> ARSAM:
     """timm's optimizer inside; clipping where the update reads the gradient, with the PSF mixed in and unscaled."""
     base = create_optimizer_v2(model, opt="sgd", lr=0.05, momentum=0.9, weight_decay=1e-4)
-    if clip is not None:
-        base.register_step_pre_hook(lambda *_: dispatch_clip_grad(model.parameters(), clip))
+
+    def clip_gradients(*_: object) -> None:
+        if clip is not None:
+            dispatch_clip_grad(model.parameters(), clip)
+
+    base.register_step_pre_hook(clip_gradients)
     return ARSAM(base, model)
 
 

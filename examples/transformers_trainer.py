@@ -34,7 +34,7 @@ class Digits(nn.Module):
 
 
 def data() -> list[dict[str, Any]]:
-    """Scikit-learn's digits."""
+    """The digits of scikit-learn."""
     digits = load_digits()
     inputs = torch.tensor(digits.data, dtype=torch.float32) / 16
     return [{"inputs": x, "labels": int(label)} for x, label in zip(inputs, digits.target, strict=True)]

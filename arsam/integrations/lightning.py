@@ -26,23 +26,22 @@ class SharpnessAware(LightningModule):
 
     ``training_step`` runs twice on an ascent, and is silent the second time: `log` does nothing then. State that it keeps
     for itself it has to guard by ``if not self.second_pass``. ``gradient_clip_val`` clips once, the gradient that goes into
-    ARSAM; Lightning refuses it under "16-mixed". To clip what the update reads in every case, with the PSF mixed in, give
-    the base a hook:
+    ARSAM; Lightning refuses it under "16-mixed". ``ARSAM(base, model, clip=1.0)`` clips what the update reads in every case,
+    with the PSF mixed in. For another kind of clipping give the base a hook, which must return nothing: torch takes what a
+    hook returns for the arguments of step.
 
         def clip(*_):
-            torch.nn.utils.clip_grad_norm_(self.parameters(), 1.0)
+            torch.nn.utils.clip_grad_value_(self.parameters(), 0.1)
 
         base.register_step_pre_hook(clip)
 
-    A hook must return nothing: torch takes what a hook returns for the arguments of step.
-
     With ``self.automatic_optimization = False`` this class is not needed: a ``training_step`` that runs the second pass in
-    ``with optimizer.perturb():`` trains any LightningModule.
+    ``with optimizer.perturb():`` trains any LightningModule, where ``optimizer = self.optimizers().optimizer``.
 
     Example:
         >>> class Model(SharpnessAware):
         ...     def configure_optimizers(self):
-        ...         return ARSAM(torch.optim.SGD(self.parameters(), lr=0.1), rho=0.05, model=self)
+        ...         return ARSAM(torch.optim.SGD(self.parameters(), lr=0.1), self.network)
     """
 
     second_pass = False

@@ -53,8 +53,10 @@ class ARSAMOptimWrapper(OptimWrapper):
         optimizer: the base optimizer, as the runner builds it.
         rho: radius of the perturbation, >= 0.
         adaptive: ASAM's perturbation.
-        sampling: None for the default, or a rule of `arsam.sampling` by name, ``dict(type="Periodic", every=5)``; rules that
-            take total_steps want it in updates of the whole run.
+        passes: forward-backward passes per update, in [1, 2]; None means 1.2, unless `sampling` is given.
+        rho_warmup: updates over which rho rises linearly from 0.
+        sampling: a rule of `arsam.sampling` by name instead of `passes`, ``dict(type="Periodic", every=5)``; rules that take
+            total_steps want it in updates of the whole run.
         reuse: None for the default, or a rule of `arsam.reuse` by name, ``dict(type="Decayed", beta=0.9, horizon=4)``.
         kwargs: accumulative_counts and clip_grad, as in OptimWrapper.
 
@@ -67,6 +69,8 @@ class ARSAMOptimWrapper(OptimWrapper):
         optimizer: Optimizer,
         rho: float = 0.05,
         adaptive: bool = False,
+        passes: float | None = None,
+        rho_warmup: int = 0,
         sampling: dict[str, Any] | None = None,
         reuse: dict[str, Any] | None = None,
         **kwargs: Any,
@@ -75,6 +79,8 @@ class ARSAMOptimWrapper(OptimWrapper):
             optimizer,
             rho=rho,
             adaptive=adaptive,
+            passes=passes,
+            rho_warmup=rho_warmup,
             sampling=_rule(arsam.sampling, sampling),
             reuse=_rule(arsam.reuse, reuse),
         )

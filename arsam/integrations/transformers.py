@@ -19,20 +19,13 @@ class SharpnessAwareTrainer(Trainer):
 
     An ascent runs all batches of an accumulated step again, in one second pass; their inputs are held until then. The
     loss that is logged is that of the first pass. The Trainer clips (``max_grad_norm``, 1.0 by default) the gradient
-    that goes into ARSAM; to clip what the update reads, with the PSF mixed in, set it to 0 and give the base a hook:
-
-        def clip(*_):
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-
-        base.register_step_pre_hook(clip)
-
-    A hook must return nothing: torch takes what a hook returns for the arguments of step.
+    that goes into ARSAM. To clip what the update reads, with the PSF mixed in, set it to 0 and give ``ARSAM(..., clip=1.0)``.
 
     Under fp16, accelerate takes a step that overflowed for a step done, as with all optimizers that unscale by themselves:
     the weights stay as they are, the learning rate moves on.
 
     Example:
-        >>> optimizer = ARSAM(torch.optim.AdamW(model.parameters(), lr=5e-5), rho=0.05, model=model)
+        >>> optimizer = ARSAM(torch.optim.AdamW(model.parameters(), lr=5e-5), model)
         >>> SharpnessAwareTrainer(model, arguments, train_dataset=data, optimizers=(optimizer, None)).train()
     """
 

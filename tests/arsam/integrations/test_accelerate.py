@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
+import os
 import runpy
+import socket
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.multiprocessing as mp
 from torch import nn
 from torch.amp.grad_scaler import GradScaler
+from torch.distributed.tensor import DTensor
 from torch.nn.utils import clip_grad_norm_
+
+from arsam import ARSAM
 
 pytest.importorskip("accelerate", reason="accelerate is not installed; pip install '.[loops]'")
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
+from accelerate.utils import (
+    DistributedType,
+    FullyShardedDataParallelPlugin,
+    load_fsdp_model,
+    load_fsdp_optimizer,
+    save_fsdp_model,
+    save_fsdp_optimizer,
+)
 
 from tests.reference import counts
 
@@ -130,6 +144,59 @@ def test_a_step_without_the_second_pass_is_refused() -> None:
     accelerator.backward(nn.functional.cross_entropy(model(inputs), labels))
     with pytest.raises(RuntimeError, match="an ascent is due"):
         optimizer.step()
+
+
+def sharded(rank: int, ranks: int, port: int, folder: str) -> None:
+    """Save by accelerate's own functions for FSDP2, load into what is built anew, and go on as the uninterrupted run does."""
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "FSDP_VERSION": "2"}
+    torch.set_num_threads(1)
+    plugin = FullyShardedDataParallelPlugin(fsdp_version=2, state_dict_type="SHARDED_STATE_DICT", auto_wrap_policy="NO_WRAP")
+    accelerator = Accelerator(cpu=True)
+
+    def build() -> tuple[Any, Any]:
+        torch.manual_seed(0)
+        accelerator.state.distributed_type = DistributedType.FSDP  # accelerate wants a GPU for it; the arithmetic does not
+        accelerator.state.fsdp_plugin = plugin
+        model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2))
+        accelerator._models.clear()
+        prepared = accelerator.prepare(model, ARSAM(torch.optim.AdamW(model.parameters(), lr=1e-2), model, rho=0.1, passes=1.3))
+        assert all(isinstance(p, DTensor) for p in prepared[0].parameters())
+        return prepared
+
+    def train(model: Any, optimizer: Any, steps: range) -> list[torch.Tensor]:
+        for step in steps:
+            inputs = torch.randn(6, 4, generator=torch.Generator().manual_seed(step))
+            accelerator.backward(model(inputs).square().mean())
+            if optimizer.optimizer.due:
+                with optimizer.optimizer.perturb():
+                    accelerator.backward(model(inputs).square().mean())
+            optimizer.step()
+            optimizer.zero_grad()
+        return [p.full_tensor().detach() for p in model.parameters()]
+
+    model, optimizer = build()
+    train(model, optimizer, range(5))
+    save_fsdp_model(plugin, accelerator, model, folder)
+    save_fsdp_optimizer(plugin, accelerator, optimizer, model, folder)
+    whole = train(model, optimizer, range(5, 11))
+    other, fresh = build()
+    load_fsdp_model(plugin, accelerator, other, folder)
+    load_fsdp_optimizer(plugin, accelerator, fresh, other, folder)
+    assert counts(fresh.optimizer)["steps"] == 5 and counts(fresh.optimizer)["ascents"] == 2
+    for x, y in zip(train(other, fresh, range(5, 11)), whole, strict=True):
+        assert torch.equal(x, y)
+    assert counts(fresh.optimizer) == counts(optimizer.optimizer)
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_fsdp2_saves_and_loads(ranks: int, tmp_path: Path) -> None:
+    """Kills: a PSF or a schedule that accelerate's own checkpoint loses."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    mp.spawn(sharded, args=(ranks, port, str(tmp_path)), nprocs=ranks)  # pyright: ignore[reportPrivateImportUsage]
 
 
 def test_script(capsys: pytest.CaptureFixture[str]) -> None:

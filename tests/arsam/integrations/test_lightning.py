@@ -200,6 +200,111 @@ def test_never_is_free() -> None:
     assert model.passes == STEPS
 
 
+class Manual(LightningModule):
+    """Manual optimization: the loop that owns its backward, inside a training_step."""
+
+    def __init__(self, accumulate: int = 1, wrapped: bool = False) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = EXAMPLE["Digits"]().net
+        self.automatic_optimization = False
+        self.accumulate, self.wrapped = accumulate, wrapped
+        self.batches: list[Any] = []
+
+    configure_optimizers = EXAMPLE["Digits"].configure_optimizers
+
+    def of(self, optimizer: Any) -> Any:
+        """Lightning's own wrapper, which pretends to be of our class, or the ARSAM in it."""
+        return optimizer if self.wrapped else optimizer.optimizer
+
+    def backward_all(self) -> None:
+        for inputs, labels in self.batches:
+            self.manual_backward(nn.functional.cross_entropy(self.net(inputs), labels) / len(self.batches))
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        self.batches.append(batch)
+        if len(self.batches) < self.accumulate:
+            return
+        optimizer: Any = self.optimizers()
+        optimizer.zero_grad()
+        self.backward_all()
+        if self.of(optimizer).due:
+            with self.of(optimizer).perturb():
+                self.backward_all()
+        optimizer.step()
+        self.batches = []
+
+
+@pytest.mark.parametrize("wrapped", [False, True], ids=["optimizer.optimizer", "optimizer"])
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_manual_optimization_equals_the_plain_loop(precision: str, wrapped: bool) -> None:
+    """Lightning hands step() a closure that does nothing, and its wrapper inherits our methods.
+
+    Kills: an ascent that this closure throws away, or that stays on the wrapper.
+    """
+    model = Manual(wrapped=wrapped)
+    trainer = fit(model, precision)
+    other, _, optimizer = by_hand(precision)
+    for (name, x), y in zip(model.state_dict().items(), other.state_dict().values(), strict=True):
+        assert torch.equal(x, y), name
+    assert trainer.optimizers[0].stats["ascents"] == optimizer.stats["ascents"] == 3  # type: ignore[attr-defined]
+
+
+def test_manual_optimization_accumulates() -> None:
+    """Kills: a second pass over the last batch alone, which automatic optimization could not but do."""
+    torch.manual_seed(0)
+    model = Manual(accumulate=2)
+    fit(model, steps=6)
+    torch.manual_seed(0)
+    other = EXAMPLE["Digits"]()
+    optimizer = other.configure_optimizers()
+    data = list(EXAMPLE["loader"]())[:12]
+    for i in range(0, 12, 2):
+
+        def closure(some: Any = data[i : i + 2]) -> None:
+            optimizer.zero_grad()
+            for inputs, labels in some:
+                (nn.functional.cross_entropy(other.net(inputs), labels) / 2).backward()
+
+        optimizer.step(closure)
+    for (name, x), y in zip(model.net.state_dict().items(), other.net.state_dict().values(), strict=True):
+        torch.testing.assert_close(x, y, msg=name)
+
+
+def test_manual_optimization_without_the_second_pass_is_refused() -> None:
+    """Kills: a step that silently goes without its ascent."""
+
+    class Forgetful(Manual):
+        def training_step(self, batch: Any, batch_idx: int) -> None:
+            self.batches = [batch]
+            optimizer: Any = self.optimizers()
+            optimizer.zero_grad()
+            self.backward_all()
+            optimizer.step()
+
+    with pytest.raises(RuntimeError, match="second pass"):
+        fit(Forgetful())
+
+
+def test_both_passes_draw_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Automatic and manual. Kills: dropout masks of the second pass that are not the first's."""
+    for kind in (Watched, Manual):
+        model = kind()
+        model.net.append(nn.Dropout(0.5))
+        model.net.append(nn.Linear(10, 10))
+        masks: list[Tensor] = []
+        model.net[4].register_forward_hook(
+            lambda _, inputs, output, masks=masks: masks.append((output == 0) & (inputs[0] != 0))
+        )
+        if kind is Watched:
+            monkeypatch.setattr(model, "on_train_batch_end", lambda *_: None)
+        fit(model)
+        assert len(masks) == STEPS + 3
+        pairs = [(0, 1), (6, 7), (12, 13)]  # the ascents are at steps 0, 5 and 10
+        assert all(torch.equal(masks[i], masks[j]) for i, j in pairs)
+        assert not torch.equal(masks[1], masks[2])
+
+
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_weight_averaging_with_batch_norm(precision: str) -> None:
     """Its last epoch re-estimates BatchNorm without gradients. Kills: refused accumulation, passes and steps in that epoch."""

@@ -249,7 +249,9 @@ def test_rules_by_name() -> None:
     wrapper = build(Toy(), sampling={"type": "Bernoulli", "p": 0.3, "seed": 4}, reuse={"type": "Orthogonal"})
     assert isinstance(wrapper.optimizer.sampling, sampling.Bernoulli) and wrapper.optimizer.sampling.seed == 4
     assert isinstance(wrapper.optimizer.reuse, reuse.Orthogonal)
-    assert isinstance(build(Toy(), sampling=None).optimizer.sampling, sampling.Adaptive)
+    default = build(Toy(), sampling=None, reuse=None).optimizer
+    assert isinstance(default.sampling, sampling.Budget) and default.sampling.spacing == 5
+    assert build(Toy(), sampling=None, passes=1.05).optimizer.sampling.spacing == 20
     for name in ("Perodic", "Sampling", "deque", "_Stateless", None):
         with pytest.raises(ValueError, match="type must be one of Adaptive, Always, Bernoulli"):
             build(Toy(), sampling={"type": name})
