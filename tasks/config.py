@@ -36,7 +36,7 @@ class Config:
         optimizer: called with the parameters.
         sharpness: called with the optimizer and the model: ``partial(ARSAM, rho=...)``; None is the baseline.
         schedule: called with (step, total steps), returns the factor of the learning rate.
-        epochs: passes over the training split, >= 1.
+        epochs: passes over the training split, >= 1; 0, in quantize.py, calibrates alone.
         batch_size: items per step, >= 1, over all processes and micro-batches: neither changes what a run does.
         accumulate: micro-batches that a batch is cut into, to save memory, >= 1.
         seed: of initialisation, order and augmentation.
@@ -73,7 +73,7 @@ class Config:
     pretraining: Config | None = None
 
     def __post_init__(self) -> None:
-        leasts = {"epochs": 1, "batch_size": 1, "accumulate": 1, "num_workers": 0, "eval_every": 1, "patience": 0, "seed": 0}
+        leasts = {"epochs": 0, "batch_size": 1, "accumulate": 1, "num_workers": 0, "eval_every": 1, "patience": 0, "seed": 0}
         for name, least in leasts.items():
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be >= {least}, got {getattr(self, name)}")

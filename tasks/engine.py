@@ -42,6 +42,10 @@ def train(
         UserError: something the user can put right.
         Stopped: SIGINT, SIGTERM or SIGHUP came, and last.pt has been written.
     """
+    if config.epochs < 1:
+        raise UserError(
+            f"epochs must be >= 1 to train, got {config.epochs}; 0 is for tools/quantize.py, which then calibrates alone"
+        )
     torch.manual_seed(config.seed)
     data = config.task.dataset("train")
     batches = Batches(len(data), config.batch_size, config.epochs, config.seed)  # type: ignore[arg-type]

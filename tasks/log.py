@@ -13,8 +13,17 @@ from typing import Any
 import torch
 
 import arsam
-from tasks import folder
+from tasks import distributed, folder
 from tasks.errors import UserError
+
+_said: set[str] = set()
+
+
+def say_once(line: str) -> None:
+    """Print a line once per process, and of several processes in one."""
+    if line not in _said and distributed.rank() == 0:
+        print(line, flush=True)
+    _said.add(line)
 
 
 def write_json(path: Path, value: Any) -> None:

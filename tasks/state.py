@@ -163,6 +163,7 @@ class State:
         return {
             "config": describe(self._config),
             "items": self._batches.items,
+            "about": getattr(self._config.task, "about", dict)(),  # what whoever uses the weights must know
             "progress": asdict(self.progress),
             "model": self.model.state_dict(),
             "average": self.average.module.state_dict() if self.average is not None else None,

@@ -9,6 +9,8 @@ import cli
 import torch
 
 from tasks import checkpoint, distributed, engine, folder, state
+from tasks.classification import deployed as classifiers
+from tasks.classification.task import Classification
 from tasks.pose import deployed
 from tasks.pose.task import PoseTask
 from tasks.quant.runtime import InRuntime
@@ -35,8 +37,10 @@ def main() -> None:
             resume=False, overwrite=arguments.overwrite, inputs=cli.inputs(config),
         )  # fmt: skip
     device = cli.device(arguments.device)
-    if isinstance(config.task, PoseTask):
-        task, model = deployed.loaded(config.task, arguments.checkpoint)
+    task = config.task
+    if isinstance(task, (PoseTask, Classification)):
+        load = deployed.loaded if isinstance(task, PoseTask) else classifiers.load
+        task, model = load(task, arguments.checkpoint)  # type: ignore[arg-type]
         config = replace(config, task=task)
         device = torch.device("cpu") if isinstance(model, InRuntime) else device
     else:

@@ -1,12 +1,16 @@
-"""Find poses in pictures, folders and videos: python tools/predict.py CONFIG --checkpoint runs/NAME/best.pt INPUT..."""
+"""Find poses, or classes, in pictures, folders and videos: python tools/predict.py CONFIG --checkpoint FILE INPUT..."""
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
 import cli
 
 from tasks import folder, inputs
+from tasks.classification import classes
+from tasks.classification import deployed as classifiers
+from tasks.classification.task import Classification
 from tasks.errors import UserError
 from tasks.pose import answers, deployed
 from tasks.pose.detector import detector
@@ -34,6 +38,9 @@ def main() -> None:
         raise UserError("expected a config file and at least one picture: predict.py CONFIG --checkpoint FILE INPUT...")
     path, config = cli.load_config([word for word in arguments.words if word not in named[1:]], sample=arguments.sample)
     task = config.task
+    if isinstance(task, Classification):
+        classify(task, path, named[1:], arguments)
+        return
     if not isinstance(task, PoseTask):
         raise UserError(f"{path}: not a config of the pose task")
     if (arguments.detector is None) != (arguments.detector_weights is None):
@@ -68,6 +75,26 @@ def main() -> None:
             answers.of_video(drawing, networks, finder, video, targets[video])
         still = {file: target for file, target in targets.items() if not inputs.is_video(file)}
         answers.of_pictures(drawing, networks, finder, still, lenient)
+
+
+def classify(task: Classification, path: str, words: list[str], arguments: argparse.Namespace) -> None:
+    """The classes of pictures: on the screen, and with their scores in classes.json."""
+    files = [file for file in inputs.expanded(words) if not inputs.is_video(file)]
+    if not files:
+        raise UserError(f"{', '.join(words)}: videos, which have no class; name pictures")
+    out = cli.run_folder(
+        str(Path(path).with_stem(f"{Path(path).stem}-predictions")),
+        False,
+        arguments.out,
+        resume=False,
+        holds="classes.json",
+        overwrite=arguments.overwrite,
+        inputs=[*files, arguments.checkpoint],
+    )
+    task, model = classifiers.load(task, arguments.checkpoint)
+    with folder.required(out):
+        folder.mark(out, "predict", {"config": path, "checkpoints": [str(arguments.checkpoint)]})
+        classes.write(task, model, files, out)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""Float model -> calibrated -> quantization-aware training -> ONNX -> ONNX Runtime: python tools/quantize.py [CONFIG]"""
+"""Float model -> calibrated -> quantization-aware training -> ONNX -> ONNX Runtime: python tools/quantize.py [CONFIG]
+
+With epochs=0: calibration and the file alone, without training.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +21,9 @@ def main() -> None:
     """Parse, run the stages, print the report."""
     parser = cli.parser(__doc__ or "")
     parser.add_argument("--sample", action="store_true", help="the config's sample: small, on data that needs no download")
-    parser.add_argument("--checkpoint", type=cli.path, help="float model to start from: of ours, or a plain timm state_dict")
+    parser.add_argument("--checkpoint", type=cli.path, help="float model to start from: of ours, or of another trainer")
     parser.add_argument("--out", type=cli.path, help="folder of the report; default: runs/NAME, the first that is free")
+    parser.add_argument("--resume", action="store_true", help="go on: what is done in the folder is kept")
     parser.add_argument("--seed", type=int, help="the same as seed=N")
     arguments = parser.parse_intermixed_args()
     if distributed.world() > 1:
@@ -32,20 +36,25 @@ def main() -> None:
         words, sample = [str(DEFAULT), *words], True
         print(f"no config given: the sample of {DEFAULT.name}", flush=True)
     path, config = cli.load_config(words, sample=sample)
-    out = cli.run_folder(path, sample, arguments.out, resume=False, holds="report.json", overwrite=arguments.overwrite)
+    resume = arguments.resume
+    out = cli.run_folder(path, sample, arguments.out, resume=resume, holds=stages.KEPT, overwrite=arguments.overwrite)
+    if resume and not (out / stages.KEPT).is_file():
+        folder.check(out, "quantize")  # not another tool's
     device = cli.device(arguments.device)
     print(f"into {out}", flush=True)
     with folder.held(out):
+        folder.sweep(out)
         folder.mark(out, "quantize", {"config": path})
-        result = stages.run(
+        run = stages.Run(
             config,
             out,
             device=device,
-            float_checkpoint=arguments.checkpoint,
             name=path,
+            float_checkpoint=arguments.checkpoint,
+            resume=resume,
             say=lambda line: print(line, flush=True),
         )
-        result = {**result, "machine": log.environment(device)}
+        result = {**stages.run(run), "machine": log.environment(device)}
         print()
         with folder.required(out):
             print(report.write(out, result))

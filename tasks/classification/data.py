@@ -1,13 +1,14 @@
-"""Image classification data, by timm's readers: ImageNet-style folders, tars of them, torchvision's CIFAR, and a sample.
+"""Image classification data: class folders, tars of them, CSV files, torchvision's CIFAR, a data set of one's own, a sample.
 
-# items: image [3, h, w] uint8 RGB and label, 0-dim int64
+# items: image [c, h, w] uint8 and label, 0-dim int64, -1 where a picture has none
 """
 
 from __future__ import annotations
 
 import copy
 import tarfile
-from collections.abc import Callable, Sized
+from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -16,38 +17,48 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
-from torchvision import transforms as tv
 
 from tasks import pictures
+from tasks.classification import listing
+from tasks.classification.listing import Listing
+from tasks.classification.preprocessing import Preprocessing, of_model
 from tasks.config import data_path
 from tasks.errors import UserError
 
 DIGITS = "digits"  # the root that stands for scikit-learn's handwritten digits, which come with its wheel
-_SMALL = 64  # crops up to this side are padded and shifted, as is usual on CIFAR; larger ones resized at random
+SPLITS = {"train": ("train",), "val": ("val", "validation", "test")}
+Root = str | Callable[[str], Any]
 
 
 class Images(Dataset[dict[str, Tensor]]):
     """The pictures of one split, in an order of their own, so that the first N are of all classes.
 
     Args:
-        source: (picture, label) pairs, a picture as PIL image.
-        transform: picture -> [3, h, w] uint8.
+        source: (picture, label) pairs, a picture as PIL image or as an array that PIL takes.
+        transform: picture -> [c, h, w] uint8.
         limit: the first N; None: all.
         skip_broken: leave out the pictures that cannot be read.
+        labels: the network's label of each of the source's; None: the same.
     """
 
     def __init__(
-        self, source: Any, transform: Callable[[Image.Image], Tensor], limit: int | None, skip_broken: bool = False
+        self,
+        source: Any,
+        transform: Callable[[Image.Image], Tensor],
+        limit: int | None,
+        skip_broken: bool = False,
+        labels: list[int] | None = None,
     ) -> None:
         self._source = source
         self._transform = transform
+        self._labels = labels
+        self.classes: tuple[str, ...] | None = class_names(source)
         order = np.random.default_rng(0).permutation(len(source))
-        if skip_broken and isinstance(source, _Files):
+        if skip_broken and isinstance(source, Listing):
             order = order[np.array(pictures.readable(source.names(), source.__getitem__))[order]]
             if not len(order):
                 raise UserError(f"{source.root}: none of its pictures can be read")
         self._order = order[:limit]
-        self.classes: int = source.classes if isinstance(source, (_Files, _Digits)) else len(source.classes)
 
     def part(self, share: float, *, last: bool) -> Images:
         """The last share of the pictures, or those before it; one at least."""
@@ -61,80 +72,120 @@ class Images(Dataset[dict[str, Tensor]]):
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         picture, label = self._source[int(self._order[index])]
-        return {"image": self._transform(picture.convert("RGB")), "label": torch.tensor(int(label))}
+        if not isinstance(picture, Image.Image):
+            picture = Image.fromarray(np.asarray(picture))
+        label = int(label) if self._labels is None or label < 0 else self._labels[int(label)]
+        return {"image": self._transform(picture), "label": torch.tensor(label)}
 
 
 def images(
-    root: str, split: str, *, side: int, cutout: int = 0, augment: bool, limit: int | None, skip_broken: bool = False
+    root: Root,
+    split: str,
+    *,
+    side: int | tuple[int, int] = 32,
+    cutout: int = 0,
+    augment: bool,
+    limit: int | None,
+    skip_broken: bool = False,
+    preprocessing: Preprocessing | None = None,
+    labels: list[int] | None = None,
 ) -> Images:
     """The split "train" or "val" of a data set.
 
     Args:
-        root: "digits", or a folder with train.tar and test.tar or val.tar, with train/ and val/, or of torchvision's CIFAR.
+        root: "digits"; or a folder with a split as train.tar, train.csv or train/ (val and test alike), or of torchvision's
+            CIFAR; or a function of the split that returns a data set of (picture, label) pairs.
         split: "train" or "val".
-        side: of the square crop, in pixels.
-        cutout: side of one square hole in training crops, in pixels; 0: none (arXiv 1708.04552).
+        side: of the crop, or (h, w), in pixels; not read with a preprocessing.
+        cutout: side of one square hole in augmented crops, in pixels; 0: none.
         augment: random crop and mirror image.
         limit: the first N; None: all.
         skip_broken: leave out the pictures that cannot be read, which are listed; reads every picture once.
+        preprocessing: None: ImageNet's.
+        labels: as of `Images`.
 
     Raises:
         UserError: no such data.
     """
-    source = _Digits(split) if root == DIGITS else _source(data_path(root), split)
+    if preprocessing is None:
+        preprocessing = of_model({}, (side, side) if isinstance(side, int) else side, 3)
     mirror = root != DIGITS  # a mirrored digit is another digit, or none
-    return Images(source, _transform(side, cutout, augment, mirror), limit, skip_broken)
+    transform = preprocessing.transform(augment=augment, mirror=mirror, cutout=cutout)
+    return Images(source(root, split), transform, limit, skip_broken, labels)
 
 
-def _source(root: Path, split: str) -> Sized:
-    from timm.data.dataset_factory import create_dataset
+def class_names(source: Any) -> tuple[str, ...] | None:
+    """Of a source's labels, in order; None: it tells none."""
+    names = getattr(source, "classes", None)
+    return None if names is None or isinstance(names, int) else tuple(str(name) for name in names)
+
+
+def source(root: Root, split: str) -> Any:
+    """The (picture, label) pairs of a split, listed once per process.
+
+    Raises:
+        UserError: no such data.
+    """
+    if not isinstance(root, str):
+        return root(split)
+    if root == DIGITS:
+        return _Digits(split)
+    return _source(data_path(root), split)
+
+
+def pictures_in(folder: str) -> Listing:
+    """All pictures of a folder, with class folders or without.
+
+    Raises:
+        UserError: no such folder, or nothing in it.
+    """
+    path = data_path(folder)
+    if not path.is_dir():
+        raise UserError(f"{path}: no such folder of pictures")
+    return _pictures_in(path)
+
+
+def has_split(root: Root, split: str) -> bool:
+    """Is there such data?"""
+    try:
+        source(root, split)
+    except UserError:
+        return False
+    return True
+
+
+@lru_cache(maxsize=8)
+def _pictures_in(path: Path) -> Listing:
+    return listing.of_folder(path)
+
+
+@lru_cache(maxsize=8)
+def _source(root: Path, split: str) -> Any:
     from torchvision import datasets
 
-    names = ("train",) if split == "train" else ("val", "validation", "test")
     try:
-        for name in names:
+        for name in SPLITS[split]:
             if (root / f"{name}.tar").is_file():
-                # No cache of the tar's index: timm would write it, and read it back, as a pickle.
-                return _Files(create_dataset("", str(root / f"{name}.tar"), cache_tarinfo=False), root / f"{name}.tar")
+                return listing.of_tar(root / f"{name}.tar")
+            if (root / f"{name}.csv").is_file():
+                return listing.of_csv(root / f"{name}.csv")
             if (root / name).is_dir():
-                return _Files(create_dataset("", str(root / name)), root / name)
+                return listing.of_folder(root / name)
         for folder, kind in (("cifar-10-batches-py", datasets.CIFAR10), ("cifar-100-python", datasets.CIFAR100)):
             if (root / folder).is_dir():
                 return kind(str(root), train=split == "train", download=False)  # checks the files' MD5 before it unpickles
     except (RuntimeError, OSError, ValueError, tarfile.TarError) as error:
         raise UserError(f"{root}: {error}") from error
     raise UserError(
-        f"{root}: no images found; expected {' or '.join(f'{n}.tar or {n}/' for n in names)} with one folder per class,"
-        " or torchvision's CIFAR; see README, section Data, or try --sample"
+        f"{root}: no images found; expected {' or '.join(f'{n}.tar or {n}/' for n in SPLITS[split])} with one folder per"
+        f" class, {SPLITS[split][0]}.csv with path,label, or torchvision's CIFAR; see README, section Data, or try --sample"
     )
-
-
-class _Files:
-    """What timm finds in a folder or a tar. Its own data set puts the next picture in the place of one it cannot open."""
-
-    def __init__(self, found: Any, root: Path) -> None:
-        self.root = root
-        self._reader = found.reader
-        labels = getattr(self._reader, "class_to_idx", None)  # of folders
-        self.classes = len(self._reader.class_name_to_idx if labels is None else labels)
-
-    def __len__(self) -> int:
-        return len(self._reader)
-
-    def names(self) -> list[str]:
-        return [str(self.root / name) for name in self._reader.filenames()]
-
-    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        with pictures.named(self.root / self._reader.filename(index)):
-            file, label = self._reader[index]
-            with file, Image.open(file) as picture:
-                return picture.convert("RGB"), label
 
 
 class _Digits:
     """1,797 digits of 8x8; every fifth is for validation."""
 
-    classes = 10
+    classes = tuple(str(digit) for digit in range(10))
 
     def __init__(self, split: str) -> None:
         from sklearn.datasets import load_digits
@@ -149,33 +200,3 @@ class _Digits:
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
         return Image.fromarray(self._pictures[index]), int(self._labels[index])
-
-
-def _transform(side: int, cutout: int, augment: bool, mirror: bool) -> Callable[[Image.Image], Tensor]:
-    if side <= _SMALL:
-        steps: list[Any] = [tv.Resize((side, side), antialias=True)]
-        if augment:
-            steps.append(tv.RandomCrop(side, padding=side // 8))
-    elif augment:
-        steps = [tv.RandomResizedCrop(side, antialias=True)]
-    else:
-        steps = [tv.Resize(round(side / 0.875), antialias=True), tv.CenterCrop(side)]
-    if augment and mirror:
-        steps.append(tv.RandomHorizontalFlip())
-    steps.append(tv.PILToTensor())
-    if augment and cutout:
-        steps.append(_Cutout(cutout))
-    return tv.Compose(steps)
-
-
-class _Cutout:
-    """A black square, its centre anywhere in the picture."""
-
-    def __init__(self, side: int) -> None:
-        self._side = side
-
-    def __call__(self, picture: Tensor) -> Tensor:
-        y, x = (int(torch.randint(size, ())) for size in picture.shape[1:])
-        half = self._side // 2
-        picture[:, max(y - half, 0) : y + half, max(x - half, 0) : x + half] = 0
-        return picture

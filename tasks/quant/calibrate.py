@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPriva
 from tasks.quant.prepare import QuantLayer
 from tasks.quant.quantizer import Quantizer
 
+PRIOR = 1024  # inputs that BatchNorm's statistics of training count for, beside those that are looked at
 _SAMPLE = 1 << 14  # values of one input that are kept of a batch, besides its extremes
 
 
@@ -37,14 +38,14 @@ def calibrate(model: nn.Module, batches: Iterable[Tensor], *, method: str = "mse
     if not layers:
         raise ValueError(f"{type(model).__name__} has no quantized layer: calibrate what `prepare` returns")
     seen: dict[nn.Module, list[Tensor]] = defaultdict(list)
-    generator = torch.Generator().manual_seed(0)
 
     def look(quantizer: nn.Module, args: tuple[Tensor, ...]) -> None:
         x = args[0].float().flatten()
         if len(x) > _SAMPLE:
-            chosen = torch.randint(len(x), (_SAMPLE,), generator=generator)
+            # The same places each time: layers that take the same values get the same step size, and share codes in the file.
+            chosen = torch.randint(len(x), (_SAMPLE,), generator=torch.Generator().manual_seed(len(seen[quantizer])))
             x = torch.cat([x[chosen.to(x.device)], torch.stack(x.aminmax())])
-        seen[quantizer].append(x)
+        seen[quantizer].append(x.cpu())
 
     quantizers = [m for m in model.modules() if isinstance(m, Quantizer)]
     switches = [q.enabled for q in quantizers]
@@ -52,9 +53,9 @@ def calibrate(model: nn.Module, batches: Iterable[Tensor], *, method: str = "mse
     try:
         for quantizer in quantizers:
             quantizer.enabled = False
-        with _modes_kept(model):
+        with modes_kept(model):
             model.eval()
-            for batch in _some(batches):
+            for batch in some(batches):
                 model(batch)
     finally:
         for hook in hooks:
@@ -68,28 +69,32 @@ def calibrate(model: nn.Module, batches: Iterable[Tensor], *, method: str = "mse
 
 
 @torch.no_grad()
-def reestimate_batch_norm(model: nn.Module, batches: Iterable[Tensor]) -> None:
-    """Replace BatchNorm's running statistics, in place, by the plain average over batches, without training.
+def reestimate_batch_norm(model: nn.Module, batches: Iterable[Tensor], *, prior: int = PRIOR) -> None:
+    """Move BatchNorm's running statistics, in place, to the average over batches, without training.
 
-    running_mean = 1/T sum_t mean_t, running_var = 1/T sum_t var_t. Quantization shifts both; this is the cheapest repair.
-    All else runs in evaluation mode; modes and momentum are then as they were.
+    running_mean <- (prior running_mean + sum_t n_t mean_t) / (prior + sum_t n_t), n_t inputs in batch t; var likewise
+
+    Training leaves the statistics of its last steps alone, of weights that have moved on. A few inputs are no better: they
+    blend with what was there. All else runs in evaluation mode; modes and momentum are then as they were.
 
     Args:
         model: any.
-        batches: inputs of the model, on its device; of one size, since each counts the same.
+        batches: inputs of the model, on its device; of any sizes.
+        prior: inputs that the old statistics count for; 0 forgets them.
 
     Raises:
         ValueError: no batches.
     """
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
     momenta = [norm.momentum for norm in norms]
-    with _modes_kept(model):
+    seen = prior
+    with modes_kept(model):
         try:
             model.eval()
-            for number, batch in enumerate(_some(batches)):
-                for norm in norms if number == 0 else ():
-                    norm.reset_running_stats()
-                    norm.momentum = None  # the cumulative average
+            for batch in some(batches):
+                seen += len(batch)
+                for norm in norms:
+                    norm.momentum = len(batch) / seen
                     norm.training = True
                 model(batch)
         finally:
@@ -98,7 +103,7 @@ def reestimate_batch_norm(model: nn.Module, batches: Iterable[Tensor]) -> None:
 
 
 @contextmanager
-def _modes_kept(model: nn.Module) -> Generator[None]:
+def modes_kept(model: nn.Module) -> Generator[None]:
     """Training and evaluation modes are on exit as on entry, module by module."""
     modes = [(module, module.training) for module in model.modules()]
     try:
@@ -108,7 +113,8 @@ def _modes_kept(model: nn.Module) -> Generator[None]:
             module.training = training
 
 
-def _some(batches: Iterable[Tensor]) -> Iterable[Tensor]:
+def some(batches: Iterable[Tensor]) -> Iterable[Tensor]:
+    """The batches, of which there must be one."""
     iterator = iter(batches)
     first = next(iterator, None)
     if first is None:

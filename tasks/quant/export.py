@@ -2,17 +2,18 @@
 
 The steps, each a function: `_frozen` puts codes in the place of weights; torch's exporter translates two operators of our
 own to ONNX's; then, on the graph, `absorb_batch_norm` moves BatchNorm into the weights' step sizes and the bias, exactly;
-`quantize_edges` adds 8-bit pairs where a value would stay float between two integer kernels (residual additions,
-pooling), with ranges measured on a few batches; and `pack` stores codes in 2 or 4 bits, unpacked by what ONNX Runtime
-folds when it loads the file.
+`edges.quantize_edges` adds 8-bit pairs where a value would stay float between two integer kernels (residual additions,
+pooling), with ranges measured on a few batches; and `graph.pack` stores codes in 2 or 4 bits, unpacked by what ONNX
+Runtime folds when it loads the file.
 """
 
 from __future__ import annotations
 
 import copy
+import json
 import logging
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,8 @@ from numpy.typing import NDArray
 from onnxscript import opset21
 from torch import Tensor, nn
 
-from tasks.quant.graph import absorb_batch_norm, clip_codes, hold_biases, pack, quantize_edges
+from tasks.quant.edges import quantize_edges
+from tasks.quant.graph import absorb_batch_norm, clip_codes, hold_biases, pack, quantize_biases
 from tasks.quant.prepare import QuantLayer, replaced
 from tasks.quant.quantizer import Quantizer
 from tasks.quant.runtime import INPUT, OUTPUT
@@ -100,13 +102,16 @@ class _Weight(nn.Module):
         return torch.ops.arsam.weight_of_codes(self.codes, self.scale)
 
 
-def export(model: nn.Module, path: Path, batches: Iterable[NDArray[np.float32]]) -> None:
+def export(
+    model: nn.Module, path: Path, batches: Iterable[NDArray[np.float32]], *, about: Mapping[str, Any] | None = None
+) -> None:
     """Write a model, fake-quantized or float, as an ONNX file with a free batch size.
 
     Args:
         model: prepared and calibrated, or float.
         path: of the file.
         batches: inputs [B, 3, h, w] from which the ranges of 8-bit edges are measured; one for a float model.
+        about: how inputs are made, what outputs are called: the file's metadata, each value as JSON.
 
     Raises:
         ValueError: a quantizer is not initialised.
@@ -142,12 +147,28 @@ def export(model: nn.Module, path: Path, batches: Iterable[NDArray[np.float32]])
         clip_codes(graph)
         quantize_edges(onnx_model, batches)
         pack(graph, bits)
+        quantize_biases(graph)
         if min(bits.values()) == 2:
             onnx_model.graph.opset_imports[""] = 25  # the first with 2-bit integers
             onnx_model.ir_version = 13
     for name in [name for name, value in graph.initializers.items() if not value.uses()]:
         del graph.initializers[name]
+    _leave_out_origins(onnx_model)
+    onnx_model.metadata_props.update({key: json.dumps(value) for key, value in (about or {}).items()})
     ir.save(onnx_model, path)
+
+
+def _leave_out_origins(model: ir.Model) -> None:
+    """The exporter's notes on each node: source lines and folders of this machine, a tenth to a third of a small file."""
+    for node in model.graph.all_nodes():
+        node.metadata_props.clear()
+        node.doc_string = None
+        for value in node.outputs:
+            value.metadata_props.clear()
+    for value in (*model.graph.inputs, *model.graph.outputs, *model.graph.initializers.values()):
+        value.metadata_props.clear()
+    model.graph.metadata_props.clear()
+    model.graph.doc_string = None
 
 
 @torch.no_grad()

@@ -6,33 +6,28 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir import convenience
 
-from tasks.quant.runtime import INPUT, session
 
-_FUSED = ("Relu", "Clip")  # what an integer kernel does on the way out
-_PASSING = ("MaxPool",)  # values go through unchanged
-_LEADING = ("Add", *_PASSING, *_FUSED, "Concat", "GlobalAveragePool", "ReduceMean", "Reshape", "Flatten")  # stay integers
-
-
-def _constant(graph: ir.Graph, name: str, array: NDArray[Any]) -> ir.Value:
+def constant(graph: ir.Graph, name: str, array: NDArray[Any]) -> ir.Value:
+    """An array as an initializer of the graph."""
     tensor = ir.tensor(array, name=name)
     value = ir.Value(name=name, const_value=tensor, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape))
     graph.register_initializer(value)
     return value
 
 
-def _numbers(value: ir.Value | None) -> NDArray[Any] | None:
+def numbers(value: ir.Value | None) -> NDArray[Any] | None:
+    """What a constant holds; None: it is no constant."""
     return None if value is None or value.const_value is None else value.const_value.numpy()
 
 
-def _input_step(node: ir.Node) -> float | None:
+def input_step(node: ir.Node) -> float | None:
     """The step size of a node's input; None: it is float."""
     source = node.inputs[0].producer() if node.inputs[0] is not None else None
-    step = _numbers(source.inputs[1]) if source is not None and source.op_type == "DequantizeLinear" else None
+    step = numbers(source.inputs[1]) if source is not None and source.op_type == "DequantizeLinear" else None
     return None if step is None else float(step)
 
 
@@ -40,7 +35,7 @@ def _replace_codes(graph: ir.Graph, unpacked: ir.Node, codes: NDArray[Any]) -> N
     """Other codes for a weight, under the same name."""
     name = str(unpacked.inputs[0].name)  # type: ignore[union-attr]
     del graph.initializers[name]
-    unpacked.replace_input_with(0, _constant(graph, name, codes))
+    unpacked.replace_input_with(0, constant(graph, name, codes))
 
 
 def absorb_batch_norm(graph: ir.Graph, bits: dict[str, int]) -> None:
@@ -56,16 +51,16 @@ def absorb_batch_norm(graph: ir.Graph, bits: dict[str, int]) -> None:
         unpacked = conv.inputs[1].producer()  # type: ignore[union-attr]
         if unpacked is None or unpacked.op_type != "DequantizeLinear":
             continue
-        gamma, beta, mean, variance = (_numbers(value).astype(np.float64) for value in norm.inputs[1:5])  # type: ignore[union-attr]
-        codes, step = _numbers(unpacked.inputs[0]), _numbers(unpacked.inputs[1])
+        gamma, beta, mean, variance = (numbers(value).astype(np.float64) for value in norm.inputs[1:5])  # type: ignore[union-attr]
+        codes, step = numbers(unpacked.inputs[0]), numbers(unpacked.inputs[1])
         assert codes is not None
         assert step is not None
         sigma = np.sqrt(variance + norm.attributes["epsilon"].as_float())
         width = bits[str(unpacked.inputs[0].name)]  # type: ignore[union-attr]
-        if (of_input := _input_step(conv)) is not None:
+        if (of_input := input_step(conv)) is not None:
             # A channel whose sums hardly ever move by one unit of the integers (its input is dead, say) has next to no sigma;
             # its unit would grow so coarse that the bias, a whole number of them, is lost. At most gamma / 8 is, like this.
-            sigma = np.maximum(sigma, 4 / _spread(width) * of_input * step)
+            sigma = np.maximum(sigma, 4 / spread(width) * of_input * step)
         factor = gamma / sigma
         if (negative := factor < 0).any():
             if (codes[negative] == -(2 ** (width - 1))).any():
@@ -73,12 +68,12 @@ def absorb_batch_norm(graph: ir.Graph, bits: dict[str, int]) -> None:
             codes = codes.copy()
             codes[negative] = -codes[negative]
             _replace_codes(graph, unpacked, codes)
-        bias = _numbers(conv.inputs[2]) if len(conv.inputs) > 2 else None
+        bias = numbers(conv.inputs[2]) if len(conv.inputs) > 2 else None
         bias = beta + ((0.0 if bias is None else bias) - mean) * factor
         step = np.maximum(step * np.abs(factor), np.finfo(np.float32).tiny).astype(np.float32)
-        unpacked.replace_input_with(1, _constant(graph, f"{norm.name}.step", step))
+        unpacked.replace_input_with(1, constant(graph, f"{norm.name}.step", step))
         conv.resize_inputs(3)
-        conv.replace_input_with(2, _constant(graph, f"{norm.name}.bias", bias.astype(np.float32)))
+        conv.replace_input_with(2, constant(graph, f"{norm.name}.bias", bias.astype(np.float32)))
         convenience.replace_all_uses_with(norm.outputs[0], conv.outputs[0])
         graph.remove(norm, safe=True)
 
@@ -94,19 +89,19 @@ def hold_biases(graph: ir.Graph, bits: dict[str, int]) -> None:
         if node.op_type != "Conv" or len(node.inputs) < 3:
             continue
         unpacked = node.inputs[1].producer()  # type: ignore[union-attr]
-        bias, of_input = _numbers(node.inputs[2]), _input_step(node)
+        bias, of_input = numbers(node.inputs[2]), input_step(node)
         if unpacked is None or unpacked.op_type != "DequantizeLinear" or bias is None or of_input is None:
             continue
-        codes, step = _numbers(unpacked.inputs[0]), _numbers(unpacked.inputs[1])
+        codes, step = numbers(unpacked.inputs[0]), numbers(unpacked.inputs[1])
         if codes is None or step is None:
             continue
         width = bits[str(unpacked.inputs[0].name)]  # type: ignore[union-attr]
-        least = (_spread(width) * np.abs(bias.astype(np.float64)) / (of_input * 2.0**30)).astype(np.float32)
+        least = (spread(width) * np.abs(bias.astype(np.float64)) / (of_input * 2.0**30)).astype(np.float32)
         if (small := step < least).any():
             codes, step = codes.copy(), np.maximum(step, least)
             codes[small] = 0
             _replace_codes(graph, unpacked, codes)
-            unpacked.replace_input_with(1, _constant(graph, f"{node.name}.held", step))
+            unpacked.replace_input_with(1, constant(graph, f"{node.name}.held", step))
 
 
 def clip_codes(graph: ir.Graph) -> None:
@@ -115,113 +110,90 @@ def clip_codes(graph: ir.Graph) -> None:
         users = [use.node for use in node.outputs[0].uses()]
         if len(users) != 1 or users[0].op_type != "QuantizeLinear":
             continue
-        after = [use.node for use in users[0].outputs[0].uses()]
-        low, high = (_numbers(value) for value in node.inputs[1:3])
-        step, zero = (_numbers(value) for value in users[0].inputs[1:3])
-        if low is None or high is None or step is None or zero is None or low != 0 or zero != 0 or after[0].op_type != "Clip":
+        quantize = users[0]
+        low, high = (numbers(value) for value in node.inputs[1:3])
+        step, zero = (numbers(value) for value in quantize.inputs[1:3])
+        if low is None or high is None or step is None or zero is None or low != 0 or zero != 0:
             continue
-        most = _numbers(after[0].inputs[2])
-        assert most is not None
-        bound = np.array(min(int(most), round(float(high) / float(step))), np.uint8)
-        after[0].replace_input_with(2, _constant(graph, f"{node.name}.codes", bound))
+        bound = np.array(min(255, round(float(high) / float(step))), np.uint8)
+        after = next(iter(quantize.outputs[0].uses())).node
+        if after.op_type == "Clip":
+            most = numbers(after.inputs[2])
+            assert most is not None
+            after.replace_input_with(2, constant(graph, f"{node.name}.codes", np.minimum(bound, most.astype(np.uint8))))
+        elif bound < 255:
+            limits = [constant(graph, f"{node.name}.{name}", limit) for name, limit in (("low", zero), ("codes", bound))]
+            clip = ir.Node("", "Clip", [quantize.outputs[0], *limits], name=f"{node.name}.clip")
+            clip.outputs[0].name = f"{node.name}.clipped"
+            for user, place in [use for use in quantize.outputs[0].uses() if use.node is not clip]:
+                user.replace_input_with(place, clip.outputs[0])
+            graph.insert_after(quantize, clip)
         convenience.replace_all_uses_with(node.outputs[0], node.inputs[0])  # type: ignore[arg-type]
         graph.remove(node, safe=True)
 
 
-def quantize_edges(model: ir.Model, batches: list[NDArray[np.float32]]) -> None:
-    """An 8-bit pair behind every convolution, and addition or pooling on the way to one, whose value has other users too.
+def quantize_biases(graph: ir.Graph) -> None:
+    """The bias of a fully connected layer as int32 in units of the input's step size times the weight's.
 
-    Without it the integer kernels would hand each other floats, which costs more than the kernels save. Additions whose sum
-    only goes on in float (a transformer's residuals) are left alone: there is no kernel to win and accuracy to lose.
+    ONNX Runtime does that to convolutions by itself; a Gemm with a float bias it leaves in floating point.
     """
-    graph = model.graph
-    wanted: set[ir.Value] = set()  # values that an integer kernel takes, at once or after what integers can do
-    for node in reversed(list(graph)):
-        if node.op_type == "QuantizeLinear" or (node.op_type in _LEADING and not wanted.isdisjoint(node.outputs)):
-            wanted.update(value for value in node.inputs if value is not None)
-    edges: list[ir.Value] = []
-    for node in graph:
-        if node.op_type not in ("Conv", "Add", *_PASSING) or any(i is None or i.producer() is None for i in node.inputs[:1]):
+    for node in [node for node in graph if node.op_type == "Gemm" and len(node.inputs) > 2]:
+        unpacked = node.inputs[1].producer()  # type: ignore[union-attr]
+        bias, of_input = numbers(node.inputs[2]), input_step(node)
+        if bias is None or of_input is None or unpacked is None or unpacked.op_type != "DequantizeLinear":
             continue
-        if node.op_type == "Add" and any(_numbers(value) is not None for value in node.inputs):
-            continue  # a bias
-        if node.op_type != "Conv" and node.outputs[0] not in wanted:
+        step = numbers(unpacked.inputs[1])
+        if step is None or step.shape != bias.shape:
             continue
-        value = node.outputs[0]
-        users = [use.node for use in value.uses()]
-        if len(users) == 1 and users[0].op_type in _FUSED:
-            value = users[0].outputs[0]
-            users = [use.node for use in value.uses()]
-        if users and not (len(users) == 1 and users[0].op_type == "QuantizeLinear"):
-            edges.append(value)
-    ranges = _ranges(model, [str(value.name) for value in edges], batches)
-    for value in edges:
-        name, node = str(value.name), value.producer()
-        assert node is not None
-        low, high = (min(ranges[name][0], 0.0), max(ranges[name][1], 1e-6))
-        step = np.float32((high - low) / 255)
-        zero = np.uint8(np.clip(round(-low / float(step)), 0, 255))
-        pair = _constant(graph, f"{name}.step", np.array(step)), _constant(graph, f"{name}.zero", np.array(zero))
-        source = node.inputs[0].producer() if node.op_type in _PASSING else None  # type: ignore[union-attr]
-        if source is not None and source.op_type == "DequantizeLinear":
-            pair = (source.inputs[1], source.inputs[2])  # type: ignore[assignment]  # pooling keeps its input's codes
-        users = list(value.uses())
-        quantize = ir.Node("", "QuantizeLinear", [value, *pair], name=f"{name}.quantize")
-        dequantize = ir.Node("", "DequantizeLinear", [quantize.outputs[0], *pair], name=f"{name}.dequantize")
-        quantize.outputs[0].name, dequantize.outputs[0].name = f"{name}.codes", f"{name}.values"
-        for user, place in users:
-            user.replace_input_with(place, dequantize.outputs[0])
-        graph.insert_after(node, [quantize, dequantize])
+        unit = (step.astype(np.float64) * of_input).astype(np.float32)
+        codes = np.round(bias / np.maximum(unit, np.finfo(np.float32).tiny).astype(np.float64))
+        if np.abs(codes).max() >= 2**31:
+            continue
+        name = f"{node.name}.bias"
+        pair = constant(graph, f"{name}.codes", codes.astype(np.int32)), constant(graph, f"{name}.unit", unit)
+        whole = ir.Node("", "DequantizeLinear", pair, attributes=[ir.AttrInt64("axis", 0)], name=f"{name}.whole")
+        whole.outputs[0].name = f"{name}.value"
+        graph.insert_before(node, whole)
+        node.replace_input_with(2, whole.outputs[0])
 
 
-def _ranges(model: ir.Model, names: list[str], batches: list[NDArray[np.float32]]) -> dict[str, tuple[float, float]]:
-    """Least and largest value of the named values over the batches."""
-    if not names:
-        return {}
-    proto = ir.to_proto(model)
-    known = {output.name for output in proto.graph.output}
-    proto.graph.output.extend(
-        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in names if name not in known
-    )
-    run = session(proto.SerializeToString())
-    extremes = []
-    for batch in batches:
-        values: Any = run.run(names, {INPUT: batch})
-        extremes.append([(float(array.min()), float(array.max())) for array in values])
-    table = np.array(extremes)
-    return {name: (table[:, i, 0].min(), table[:, i, 1].max()) for i, name in enumerate(names)}
-
-
-def _spread(bits: int) -> int:
+def spread(bits: int) -> int:
     """By how much codes are multiplied, and their step size divided: up to the edge of 8 bits."""
     return 2 ** (8 - bits)
 
 
 def pack(graph: ir.Graph, bits: dict[str, int]) -> None:
-    """Store the codes of up to 4 bits in 4, of 2 bits in 2, unpacked by Cast, Mul and Cast; all spread over 8 bits.
+    """Store the codes of up to 4 bits in 4, of 2 bits in 2; all spread over 8 bits when they are unpacked.
 
     The integer kernels round a bias to the input's step size times the weight's: of spread 4-bit codes, a 16th of that.
+    Unpacking is a shift of 8-bit numbers, which ONNX Runtime does once, when it loads the file; a multiplication of 32-bit
+    numbers, which it has for int8 only by way of int32, would hold four times the memory of the 8-bit file on the way.
     """
     for node in [node for node in graph if node.op_type == "DequantizeLinear"]:
         value = node.inputs[0]
-        codes, step = _numbers(value), _numbers(node.inputs[1])
+        codes, step = numbers(value), numbers(node.inputs[1])
         if value is None or codes is None or step is None or bits.get(str(value.name), 8) == 8:
             continue
         name = str(value.name)
-        width, factor = bits[name], _spread(bits[name])
-        node.replace_input_with(1, _constant(graph, f"{name}.step", (step / factor).astype(np.float32)))
+        width, factor = bits[name], spread(bits[name])
+        node.replace_input_with(1, constant(graph, f"{name}.step", (step / factor).astype(np.float32)))
         if width > 4:
-            node.replace_input_with(0, _constant(graph, f"{name}.spread", (codes.astype(np.int32) * factor).astype(np.int8)))
+            node.replace_input_with(0, constant(graph, f"{name}.spread", (codes.astype(np.int32) * factor).astype(np.int8)))
             continue
-        packed = _constant(graph, f"{name}.packed", codes.astype(ml_dtypes.int2 if width == 2 else ml_dtypes.int4))
-        times = _constant(graph, f"{name}.factor", np.array(factor, np.int32))
-        wide = ir.Node("", "Cast", [packed], attributes=[ir.AttrInt64("to", ir.DataType.INT32)], name=f"{name}.wide")
-        wide.outputs[0].name = f"{name}.as_int32"
-        spread = ir.Node("", "Mul", [wide.outputs[0], times], name=f"{name}.spread")
-        spread.outputs[0].name = f"{name}.times_factor"
-        cast = ir.Node(
-            "", "Cast", [spread.outputs[0]], attributes=[ir.AttrInt64("to", ir.DataType.INT8)], name=f"{name}.unpack"
-        )
-        cast.outputs[0].name = f"{name}.unpacked"
-        graph.insert_before(node, [wide, spread, cast])
-        node.replace_input_with(0, cast.outputs[0])
+        packed = constant(graph, f"{name}.packed", codes.astype(ml_dtypes.int2 if width == 2 else ml_dtypes.int4))
+        shift = constant(graph, f"{name}.shift", np.array(8 - width, np.uint8))
+        # Two's complement wraps: -3 is 253 in uint8, 253 << 4 is 208 there, and 208 is -48 in int8.
+        signed = _cast(packed, ir.DataType.INT8, f"{name}.signed")
+        unsigned = _cast(signed.outputs[0], ir.DataType.UINT8, f"{name}.unsigned")
+        left = ir.AttrString("direction", "LEFT")
+        shifted = ir.Node("", "BitShift", [unsigned.outputs[0], shift], attributes=[left], name=f"{name}.shifted")
+        shifted.outputs[0].name = f"{name}.shifted"
+        unpacked = _cast(shifted.outputs[0], ir.DataType.INT8, f"{name}.unpacked")
+        graph.insert_before(node, [signed, unsigned, shifted, unpacked])
+        node.replace_input_with(0, unpacked.outputs[0])
+
+
+def _cast(value: ir.Value, to: ir.DataType, name: str) -> ir.Node:
+    node = ir.Node("", "Cast", [value], attributes=[ir.AttrInt64("to", to)], name=name)
+    node.outputs[0].name = name
+    return node

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 
 from tasks import checkpoint
 from tasks.errors import UserError
@@ -17,6 +18,37 @@ from tasks.quant.prepare import QuantLayer, parameter_groups, prepare
 from tasks.quant.sharpness import AfterRounding
 
 Task = TypeVar("Task", bound="LowBit")
+BATCH = 64  # inputs at a time
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How a network is quantized before, or without, training.
+
+    Args:
+        method: how a step size is chosen: "mse" by the least squared error of the values, "minmax" by the extremes,
+            "percentile" by percentiles.
+        percentile: of the values, 50 to 100, for that method.
+        pictures: inputs that are looked at; the first of the training split.
+        source: folder of pictures to look at instead; they need no labels.
+        equalise: move scale between channels of neighbouring layers, for networks with depthwise convolutions.
+        rounding: "nearest", or "learned": weights' codes by the error of the layer's output, AdaRound's objective.
+        correct: put the statistics and biases right that rounding has shifted, where held-out pictures say that it helps.
+    """
+
+    method: Literal["mse", "minmax", "percentile"] = "mse"
+    percentile: float = 99.99
+    pictures: int = 256
+    source: str | None = None
+    equalise: bool = False
+    rounding: Literal["nearest", "learned"] = "nearest"
+    correct: bool = True
+
+    def __post_init__(self) -> None:
+        if not 50 <= self.percentile <= 100:
+            raise ValueError(f"calibration.percentile must be from 50 to 100, got {self.percentile}")
+        if self.pictures < 1:
+            raise ValueError(f"calibration.pictures must be >= 1, got {self.pictures}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +60,7 @@ class LowBit(ABC):
         act_bits: 2 to 8.
         layers: name pattern -> (weight bits, activation bits), or None for float; the first and last layer have 8 bits.
         asymmetric: learn an offset for activations (LSQ+).
+        calibration: of the network before it is trained.
         weights: checkpoint to start from; with quantizers, it holds the whole model.
         perturb: where a sharpness-aware step moves a fake-quantized weight: "latent" before rounding, "quantized" after.
     """
@@ -36,6 +69,7 @@ class LowBit(ABC):
     act_bits: int | None = None
     layers: Mapping[str, tuple[int, int] | None] = field(default_factory=dict)
     asymmetric: bool = False
+    calibration: Calibration = Calibration()
     weights: str | None = None
     perturb: Literal["latent", "quantized"] = "latent"
 
@@ -51,8 +85,31 @@ class LowBit(ABC):
         return self.weight_bits is not None and self.act_bits is not None
 
     @abstractmethod
+    def dataset(self, split: str) -> Dataset[Any]:
+        """The split "train" or "val"."""
+
+    @abstractmethod
     def crops(self, count: int, *, augment: bool) -> Tensor:
         """The first training inputs, plain or as training sees them, as the network takes them."""
+
+    def inputs(self, count: int, *, augment: bool, start: int = 0) -> Iterator[Tensor]:
+        """The same in batches, from input `start` on."""
+        if self.calibration.source is not None:
+            raise UserError("task.calibration.source: this task calibrates on its training split alone")
+        return iter(self.crops(count + start, augment=augment)[start:].split(BATCH))
+
+    def inputs_count(self) -> int:
+        """How many there are."""
+        data: Any = self.dataset("train")
+        return len(data)
+
+    def about(self) -> dict[str, Any]:
+        """What whoever uses the weights must know, in plain containers: how inputs are made, what outputs are called."""
+        return {}
+
+    def knowing(self: Task, about: dict[str, Any]) -> Task:
+        """The task as a checkpoint was made for it, where the settings leave it open."""
+        return self
 
     @abstractmethod
     def example(self) -> Tensor:
@@ -61,6 +118,10 @@ class LowBit(ABC):
     def in_float(self: Task) -> Task:
         """The task of the float model, from scratch."""
         return replace(self, weight_bits=None, act_bits=None, weights=None)
+
+    def float_weights(self) -> Path | None:
+        """The file of a whole float model among the settings, which needs no training of its own; None: there is none."""
+        return None
 
     def starting(self: Task, weights: Path, teacher: Path) -> Task:
         """The task of the training that starts from a fake-quantized model; `teacher` is the float one."""

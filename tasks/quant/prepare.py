@@ -73,9 +73,10 @@ class QuantLayer(nn.Module):
         x = self.input_quantizer(x)
         weight = self.weight_quantizer(self.standardised_weight())
         with nullcontext() if torch.compiler.is_compiling() else self._requantized_for_backward(weight):
-            return self._call(x, weight)
+            return self.call(x, weight)
 
-    def _call(self, x: Tensor, weight: Tensor) -> Tensor:
+    def call(self, x: Tensor, weight: Tensor) -> Tensor:
+        """The layer's own forward with another weight, nothing quantized."""
         layer: Any = self.layer
         if self._standardises:  # its own forward would standardise once more
             if getattr(layer, "same_pad", False):

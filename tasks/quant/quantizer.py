@@ -274,6 +274,8 @@ class Quantizer(nn.Module):
             centre = best
             for factor in factors.tolist():
                 fraction = centre * factor
+                if self.bits == 8:  # beyond the extremes nothing is won, and what clips there (ReLU6) could not be left out
+                    fraction = fraction.clamp_max(1)
                 step, offset = (t.unsqueeze(1) for t in self._from_range(bottom * fraction, top * fraction))
                 step = step.clamp_min(_SMALLEST)
                 zero = _zero(offset, step, self.low, self.high)

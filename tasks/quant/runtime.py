@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -11,10 +14,10 @@ import numpy as np
 import onnx
 import onnxruntime
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 INPUT, OUTPUT = "image", "output"
-BATCH = 64  # images at a time
 
 
 def session(model: Path | bytes, *, threads: int = 1, optimised: Path | None = None) -> onnxruntime.InferenceSession:
@@ -57,32 +60,102 @@ class InRuntime(nn.Module):
         return torch.from_numpy(answer)
 
 
-def in_openvino(path: Path, file: nn.Module, images: Tensor) -> dict[str, Any] | None:
-    """A second run time's opinion of a file: how often it agrees with ONNX Runtime, or why it cannot; None: not installed."""
-    try:
-        import openvino  # pyright: ignore[reportMissingImports]
-    except ImportError:
-        return None
-    try:
-        compiled = openvino.Core().compile_model(str(path), "CPU")
-        alike = [best(torch.from_numpy(compiled(x.numpy())[0])) == best(file(x)) for x in images.split(BATCH)]
-    except RuntimeError as error:  # of 2-bit weights, say
-        return {"version": openvino.__version__, "error": " ".join(str(error).split())}
-    return {"version": openvino.__version__, "agreement": float(torch.cat(alike).float().mean())}
-
-
 def best(outputs: Tensor) -> Tensor:
     """The best class of an image [B, C], or the best cell of a heatmap [B, K, H, W]."""
     return outputs.flatten(min(outputs.dim() - 1, 2)).argmax(-1)
 
 
-def latency(files: dict[str, Path], image: Any, rounds: int = 200) -> dict[str, float]:
-    """Median milliseconds per image at batch 1 on one thread, the files in turn."""
+class Compared(nn.Module):
+    """A file that answers, while others are asked the same: one pass over the data, nothing of which is kept.
+
+    Args:
+        file: whose answers count, on the CPU.
+        model: that it was made of.
+        device: of the model.
+        path: of the file, for OpenVINO's opinion; None: it is not asked.
+    """
+
+    def __init__(self, file: nn.Module, model: nn.Module, device: torch.device, path: Path | None = None) -> None:
+        super().__init__()
+        self._file, self._model, self._device = file, model, device
+        self._second, self._openvino, self._error = _openvino(path)
+        self._answers = self._alike = self._alike_second = 0
+
+    def forward(self, images: Tensor) -> Tensor:
+        """The file's output."""
+        answer = self._file(images)
+        found = best(answer)
+        with torch.no_grad():
+            self._alike += int((best(self._model.eval()(images.to(self._device)).cpu()) == found).sum())
+        self._answers += found.numel()
+        if self._second is not None:
+            try:
+                self._alike_second += int((best(torch.from_numpy(self._second(images.numpy())[0])) == found).sum())
+            except RuntimeError as error:
+                self._second, self._error = None, " ".join(str(error).split())
+        return answer
+
+    @property
+    def agreement(self) -> float:
+        """Share of the answers that are the model's."""
+        return self._alike / max(self._answers, 1)
+
+    @property
+    def second_opinion(self) -> dict[str, Any] | None:
+        """How often OpenVINO agrees with the file in ONNX Runtime, or why it cannot; None: it is not installed."""
+        if self._openvino is None:
+            return None
+        if self._error is not None:
+            return {"version": self._openvino, "error": self._error}
+        return {"version": self._openvino, "agreement": self._alike_second / max(self._answers, 1)}
+
+
+def _openvino(path: Path | None) -> tuple[Any, str | None, str | None]:
+    """A compiled file, OpenVINO's version, and what is in the way."""
+    try:
+        import openvino  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        return None, None, None
+    if path is None:
+        return None, None, None
+    try:
+        return openvino.Core().compile_model(str(path), "CPU"), openvino.__version__, None
+    except RuntimeError as error:  # of 2-bit weights, say
+        return None, openvino.__version__, " ".join(str(error).split())
+
+
+def costs(files: dict[str, Path], image: NDArray[np.float32], rounds: int = 200) -> dict[str, dict[str, float]]:
+    """What files cost on one thread, measured in turn.
+
+    Args:
+        files: by name.
+        image: [1, c, h, w].
+        rounds: at batch 1; a fifth of it at batch 8. No more are begun after 20 seconds.
+
+    Returns:
+        Per name: median "latency_ms" and "latency_ms_batch_8" of a call, "load_seconds" and "resident_mb" of a process.
+    """
     runs = {name: session(path) for name, path in files.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in files}
-    for _ in range(rounds):
-        for name, run in runs.items():
-            start = time.perf_counter()
-            run.run(None, {INPUT: image})
-            seconds[name].append(time.perf_counter() - start)
-    return {name: 1e3 * float(np.median(times)) for name, times in seconds.items()}
+    answer: dict[str, dict[str, float]] = {name: {} for name in files}
+    for size, key in ((1, "latency_ms"), (8, "latency_ms_batch_8")):
+        batch = image.repeat(size, axis=0)
+        seconds: dict[str, list[float]] = {name: [] for name in files}
+        begin = time.perf_counter()
+        for _ in range(max(3, rounds if size == 1 else rounds // 5)):
+            for name, run in runs.items():
+                start = time.perf_counter()
+                run.run(None, {INPUT: batch})
+                seconds[name].append(time.perf_counter() - start)
+            if time.perf_counter() - begin > 20:
+                break
+        for name, times in seconds.items():
+            answer[name][key] = 1e3 * float(np.median(times))
+    for name, path in files.items():
+        answer[name] |= footprint(path, image.shape[1:])
+    return answer
+
+
+def footprint(path: Path, shape: tuple[int, ...]) -> dict[str, float]:
+    """Seconds to load a file and megabytes that it then holds, in a process of its own: "load_seconds", "resident_mb"."""
+    command = [sys.executable, str(Path(__file__).with_name("footprint.py")), str(path), *map(str, shape)]
+    return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)

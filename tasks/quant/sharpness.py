@@ -7,6 +7,7 @@ behind the quantizer instead (SAQ, arXiv 2111.12273, eq. 6); `effect` measures b
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -76,9 +77,11 @@ def effect(model: nn.Module, loss: Callable[[nn.Module], Tensor], rho: float) ->
         first = loss(model)
         first.backward()
     weights, before = [layer.standardised_weight().clone() for layer in layers], codes()
-    with optimizer.perturb():
-        moved = [layer.standardised_weight() - w for layer, w in zip(layers, weights, strict=True)]
-        after, latent = codes(), loss(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of statistics that move: the copy's, which nobody keeps
+        with optimizer.perturb():
+            moved = [layer.standardised_weight() - w for layer, w in zip(layers, weights, strict=True)]
+            after, latent = codes(), loss(model)
     for layer, e in zip(layers, moved, strict=True):
         layer.weight_quantizer.perturbation = e
     quantized = loss(model)

@@ -1,55 +1,107 @@
-"""From a float model to a low-bit file, stage by stage, each measured on the same images.
+"""From a float model to a low-bit file, stage by stage, each measured on the same inputs and kept for a run that goes on.
 
-float -> "ptq" (calibrated) -> "ptq_bn" (BatchNorm re-estimated) -> "qat" (trained, re-estimated) -> "onnx" (in ONNX Runtime)
+float -> "ptq" (calibrated) -> "ptq_bn" (statistics corrected) -> "qat" (trained) -> "onnx" (in ONNX Runtime)
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, default_collate
+from torch.utils.data import default_collate
 
-from tasks import checkpoint, engine
-from tasks.config import Config
+import arsam
+from tasks import checkpoint, engine, folder, log
+from tasks.config import Config, describe
 from tasks.errors import UserError
 from tasks.loading import Seeded
-from tasks.pictures import normalised
-from tasks.quant import export
-from tasks.quant.calibrate import calibrate, reestimate_batch_norm
-from tasks.quant.lowbit import LowBit
-from tasks.quant.prepare import QuantLayer
+from tasks.quant import export, plan, ptq
+from tasks.quant.calibrate import reestimate_batch_norm
+from tasks.quant.check import check
+from tasks.quant.lowbit import BATCH, LowBit
 from tasks.quant.report import METRICS
-from tasks.quant.runtime import BATCH, InRuntime, best, in_openvino, kernels, latency
+from tasks.quant.runtime import Compared, InRuntime, costs, kernels
 from tasks.quant.sharpness import effect
-from tasks.quant.work import bit_operations, not_quantized
+from tasks.quant.work import bit_operations, not_quantized, size_in_bits
 
-CALIBRATION = 256  # images that set the step sizes, and the ranges of 8-bit edges
-STATISTICS = 4096  # images that re-estimate BatchNorm: with 1024, the noise of its statistics cost half a point of top-1
+STATISTICS = 4096  # inputs that re-estimate BatchNorm: with 1024, the noise of its statistics cost half a point of top-1
+KEPT = "stages.json"  # what is done, for a run that goes on
 
 
-def run(
-    config: Config,
-    out: Path,
-    *,
-    device: torch.device,
-    float_checkpoint: Path | None,
-    name: str,
-    say: Callable[[str], None],
-) -> dict[str, Any]:
-    """Take a config through all stages, and write float.onnx, model.onnx and the runs' folders.
+@dataclass
+class Run:
+    """Where the stages run.
 
     Args:
-        config: of the quantization-aware training; its task gives the bits.
+        config: of the quantization-aware training; its task gives the bits. With epochs=0 nothing is trained.
         out: folder.
         device: of training.
-        float_checkpoint: of ours, or a plain timm state_dict.
         name: of the config, for the records.
+        float_checkpoint: to start from; None: the task's own weights, or the config's float training.
+        resume: stages that are done are kept.
         say: called with a line of progress.
+    """
+
+    config: Config
+    out: Path
+    device: torch.device
+    name: str
+    float_checkpoint: Path | None = None
+    resume: bool = False
+    say: Callable[[str], None] = print
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.config.task, LowBit) or not self.config.task.quantized:
+            raise UserError(f"{self.name}: not a config with task.weight_bits and task.act_bits")
+        self.task: Any = self.config.task
+        self.stages: dict[str, Any] = {}
+        self._told = {"config": describe(self.config), "float": str(self.float_checkpoint)}
+
+    def take_up(self) -> None:
+        """Read what is done, or begin.
+
+        Raises:
+            UserError: what is there is of another config.
+        """
+        path = self.out / KEPT
+        if self.resume and path.is_file():
+            kept = json.loads(path.read_text())
+            if kept.pop("of") != self._told:
+                raise UserError(f"{path}: of another config or float checkpoint; name another --out")
+            self.stages = kept
+        else:
+            self.keep()
+
+    def keep(self) -> None:
+        """Write down what is done."""
+        with folder.required(self.out):
+            self.out.mkdir(parents=True, exist_ok=True)
+            log.write_json(self.out / KEPT, {"of": self._told, **self.stages})
+
+    def measure(self, stage: str, model: nn.Module) -> None:
+        """The metric on the validation split, and the size of the weights stored in their bits; once."""
+        if stage not in self.stages:
+            figures = engine.evaluate(self.config, model, self.device)
+            self.stages[stage] = {self.task.metric: figures[self.task.metric], "size_mb": size_in_bits(model) / 8e6}
+            self.keep()
+
+    def shown(self, stage: str) -> str:
+        """A stage's figure."""
+        return f"{self.stages[stage][self.task.metric]:.4f}"
+
+    @property
+    def title(self) -> str:
+        """The metric's name."""
+        return str(METRICS.get(self.task.metric, self.task.metric))
+
+
+def run(run: Run) -> dict[str, Any]:
+    """Take a config through all stages, and write float.onnx, model.onnx and the runs' folders.
 
     Returns:
         What report.json holds, but for machine and command.
@@ -57,108 +109,180 @@ def run(
     Raises:
         UserError: something the user can put right.
     """
-    task = config.task
-    if not isinstance(task, LowBit) or not task.quantized:
-        raise UserError(f"{name}: not a config with task.weight_bits and task.act_bits")
-    float_task, metric = task.in_float(), task.metric
-    title = METRICS.get(metric, metric)
-    stages: dict[str, dict[str, float]] = {}
-    out.mkdir(parents=True, exist_ok=True)
+    run.take_up()
+    source = _float_source(run)
+    for line in plan.lines(run.config, run.task, source):
+        run.say(line)
+    run.say("[1/3] float model")
+    model, source = _float_model(run, source)
+    run.measure("float", model)
+    run.say(f"      {run.title} {run.shown('float')}")
 
-    say("[1/3] float model")
-    if float_checkpoint is None:
-        if config.pretraining is None:
-            raise UserError(f"{name}: has no float training of its own; give --checkpoint FLOAT.pt")
-        engine.train(replace(config.pretraining, task=float_task, seed=config.seed), out / "float", device=device, name=name)
-        float_checkpoint = out / "float" / "last.pt"
-    model = float_task.build()
-    checkpoint.load_weights(model, float_checkpoint)
-    model.to(device)
-    stages["float"] = _measured(config, model, device)
-    say(f"      {title} {stages['float'][metric]:.4f}")
+    bits = f"W{run.task.weight_bits}A{run.task.act_bits}"
+    run.say(f"[2/3] {bits}: calibration" + (", then training" if run.config.epochs else "; epochs=0, so no training"))
+    quantized, kept = _calibrated(run, model)
+    run.say(f"      {run.title} {run.shown('ptq')} calibrated, {run.shown('ptq_bn')} with statistics corrected; kept: {kept}")
+    passes = 0.0
+    if run.config.epochs:
+        passes = _trained(run, quantized, source)
+        run.say(f"      {run.title} {run.shown('qat')} trained, at {passes:.2f} passes per step")
 
-    say(f"[2/3] W{task.weight_bits}A{task.act_bits}: calibration, then training")
-    quantized = task.quantize(model.cpu()).to(device)
-    calibration = _batches(task.crops(CALIBRATION, augment=False), device)
-    # Of the plain images, which the network knows by heart, the statistics fit new ones worse than training's own do.
-    statistics = task.crops(STATISTICS, augment=True).to(device).split(4 * BATCH)
-    calibrate(quantized, calibration)
-    stages["ptq"] = _measured(config, quantized, device)
-    reestimate_batch_norm(quantized, statistics)
-    stages["ptq_bn"] = _measured(config, quantized, device)
-    say(f"      {title} {stages['ptq'][metric]:.4f} calibrated, {stages['ptq_bn'][metric]:.4f} with BatchNorm re-estimated")
-    result = _trained(config, quantized, out, float_checkpoint, device, name)
-    reestimate_batch_norm(quantized, statistics)
-    stages["qat"] = _measured(config, quantized, device)
-    say(f"      {title} {stages['qat'][metric]:.4f} trained, at {result['passes_per_step']:.2f} passes per step")
-
-    say("[3/3] ONNX file, in ONNX Runtime")
-    val = DataLoader(task.dataset("val"), batch_size=BATCH)
-    images = torch.cat([normalised(batch["image"]) for batch in val])
-    ranges = [batch.cpu().numpy() for batch in calibration]
-    export.export(model, out / "float.onnx", ranges[:1])
-    export.export(quantized, out / "model.onnx", ranges)
-    file = InRuntime(out / "model.onnx")
-    figures = engine.evaluate(replace(config, precision="fp32"), file, torch.device("cpu"))
-    stages["onnx"] = {metric: figures[metric], "size_mb": (out / "model.onnx").stat().st_size / 1e6}
-    stages["float"]["size_mb"] = (out / "float.onnx").stat().st_size / 1e6
-    with torch.no_grad():
-        alike = [best(file(x)) == best(quantized.eval()(x.to(device)).cpu()) for x in images.split(BATCH)]
-    agreement = float(torch.cat(alike).float().mean())
-    say(f"      {title} {stages['onnx'][metric]:.4f}, agreement with the fake-quantized model {agreement:.4f}")
-    second = in_openvino(out / "model.onnx", file, images)
+    run.say("[3/3] ONNX file, in ONNX Runtime")
+    facts = _files(run, model, quantized)
+    run.say(f"      {run.title} {run.shown('onnx')}, agreement with the fake-quantized model {facts['agreement']:.4f}")
     return {
-        "metric": metric,
-        "stages": stages,
-        "agreement": agreement,
-        "openvino": second,
-        "latency_ms": latency({"float": out / "float.onnx", "low_bit": out / "model.onnx"}, images[:1].numpy()),
-        "bits": {"weight": task.weight_bits, "act": task.act_bits},
-        "bops": {
-            "float": bit_operations(quantized, images[:1].to(device), False),
-            "low_bit": bit_operations(quantized, images[:1].to(device), True),
-        },
-        "kernels": dict(kernels(out / "model.onnx")),
-        "not_quantized": not_quantized(quantized.cpu(), images[:1]),
-        "perturb": task.perturb,
-        "sharpness": _ascent(config, quantized.to(device), device),
-        "passes_per_step": result["passes_per_step"],
-        "seed": config.seed,
-        "config": name,
+        "metric": run.task.metric,
+        "stages": {name: run.stages[name] for name in ("float", "ptq", "ptq_bn", "qat", "onnx") if name in run.stages},
+        "kept": kept,
+        **facts,
+        "bits": {"weight": run.task.weight_bits, "act": run.task.act_bits},
+        "perturb": run.task.perturb,
+        "passes_per_step": passes,
+        "seed": run.config.seed,
+        "config": run.name,
     }
 
 
-def _trained(
-    config: Config, quantized: nn.Module, out: Path, float_checkpoint: Path, device: torch.device, name: str
-) -> dict[str, Any]:
-    """Train a calibrated model, in place, and what the run says of it."""
+def _float_source(run: Run) -> Path | None:
+    """The file of the float weights; None: they are timm's own, or trained."""
+    given = run.float_checkpoint or run.task.float_weights()
+    if given is not None:
+        checkpoint.load(given)  # says now what is wrong with it
+        return given
+    if not getattr(run.task, "pretrained", False) and run.config.pretraining is None:
+        raise UserError(f"{run.name}: has no float training of its own; give --checkpoint FLOAT.pt")
+    return None
+
+
+def _float_model(run: Run, source: Path | None) -> tuple[nn.Module, Path]:
+    """The float model, and the file of its weights, which is the teacher's too."""
+    if source is None and getattr(run.task, "pretrained", False):
+        model = run.task.in_float().build()
+        source = run.out / "float.pt"
+        checkpoint.save(source, {"model": model.state_dict()})
+        return model.to(run.device), source
+    if source is None:
+        assert run.config.pretraining is not None
+        config = replace(run.config.pretraining, task=run.task.in_float(), seed=run.config.seed)
+        source = run.out / "float" / "last.pt"
+        if not (run.resume and (source.parent / "result.json").is_file()):
+            resume = run.resume and (source.parent / "run.json").is_file()
+            engine.train(config, source.parent, device=run.device, resume=resume, name=run.name)
+    saved = checkpoint.load(source)
+    run.task = run.task.knowing(saved.get("about") or {})
+    run.config = replace(run.config, task=run.task)
+    model = run.task.in_float().build()
+    checkpoint.load_weights(model, source)
+    return model.to(run.device), source
+
+
+def _calibrated(run: Run, model: nn.Module) -> tuple[nn.Module, str]:
+    """The calibrated model, and which of the two was kept: "ptq" or "ptq_bn"."""
+    path = run.out / "ptq.pt"
+    quantized = run.task.quantize(model.cpu()).to(run.device)
+    if "kept" in run.stages and path.is_file():
+        checkpoint.load_weights(quantized, path)
+        return quantized, run.stages["kept"]
+    reference = ptq.prepared(run.task, quantized, run.device)
+    run.measure("ptq", quantized)
+    corrected, gains = ptq.corrected(run.task, quantized, reference, run.device)
+    if corrected is not None:
+        run.measure("ptq_bn", corrected)
+    run.stages.setdefault("ptq_bn", run.stages["ptq"])
+    better = corrected is not None and gains["corrected"] < gains["calibrated"]
+    chosen = corrected if better and corrected is not None else quantized
+    checkpoint.save(path, {"model": chosen.state_dict()})
+    run.stages["kept"] = "ptq_bn" if better else "ptq"
+    run.stages["distance"] = gains
+    run.keep()
+    return chosen, run.stages["kept"]
+
+
+def _trained(run: Run, quantized: nn.Module, source: Path) -> float:
+    """Train a calibrated model, in place; passes per step."""
+    config = replace(run.config, task=run.task.starting(run.out / "ptq.pt", source))
+    folder_, last = run.out / "qat", run.out / "qat" / "last.pt"
+    if run.resume and (folder_ / "result.json").is_file():
+        result = json.loads((folder_ / "result.json").read_text())
+    else:
+        resume = run.resume and (folder_ / "run.json").is_file()
+        result = engine.train(config, folder_, device=run.device, resume=resume, name=run.name)
+    checkpoint.load_weights(quantized, last)
+    before = {name: value.clone() for name, value in quantized.state_dict().items()}
+    loss = _loss(config, quantized, run.device)
+    # Of the plain inputs, which the network knows by heart, the statistics fit new ones worse than training's own do.
+    reestimate_batch_norm(quantized, (x.to(run.device) for x in run.task.inputs(STATISTICS, augment=True)))
+    again = _loss(config, quantized, run.device)
+    if again > loss:
+        quantized.load_state_dict(before)
+    run.stages["reestimated"] = {"kept": again <= loss, "loss": loss, "loss_reestimated": again}
+    run.measure("qat", quantized)
+    return float(result["passes_per_step"])
+
+
+def _items(config: Config, count: int) -> dict[str, Tensor]:
+    """The first items of the training split, as training sees them."""
+    data: Any = config.task.dataset("train")
+    train = Seeded(data, config.seed)
+    return default_collate([train[0, i] for i in range(min(count, len(data)))])
+
+
+@torch.no_grad()
+def _loss(config: Config, model: nn.Module, device: torch.device) -> float:
+    """The loss on training items, in evaluation mode."""
+    batch = _items(config, 4 * BATCH)
+    parts = [{key: x[i : i + BATCH].to(device) for key, x in batch.items()} for i in range(0, 4 * BATCH, BATCH)]
     task: Any = config.task
-    start = out / "ptq.pt"
-    checkpoint.save(start, {"model": quantized.state_dict()})
-    result = engine.train(replace(config, task=task.starting(start, float_checkpoint)), out / "qat", device=device, name=name)
-    checkpoint.load_weights(quantized, out / "qat" / "last.pt")
-    return result
+    if (owner := getattr(task, "in_float", None)) is not None:
+        task = owner()  # its loss needs no teacher
+    model.eval()
+    losses = [
+        float(task.loss(model, part)) * len(next(iter(part.values()))) for part in parts if len(next(iter(part.values())))
+    ]
+    return sum(losses) / len(next(iter(batch.values())))
+
+
+def _files(run: Run, model: nn.Module, quantized: nn.Module) -> dict[str, Any]:
+    """Write the two files; what is to be said of them."""
+    about = {**run.task.about(), "task": run.task.name, "version": arsam.__version__}
+    bits = {"weight": run.task.weight_bits, "act": run.task.act_bits}
+    inputs = [x.numpy() for x in run.task.inputs(run.task.calibration.pictures, augment=False)]
+    files = {"float": run.out / "float.onnx", "low_bit": run.out / "model.onnx"}
+    export.export(model, files["float"], inputs[:1], about=about)
+    export.export(quantized, files["low_bit"], inputs, about={**about, "bits": bits})
+    parted = check(files["low_bit"], quantized, inputs)
+    for line in parted["warnings"]:
+        run.say(f"warning: {line}")
+    compared = Compared(InRuntime(files["low_bit"]), quantized, run.device, files["low_bit"])
+    figures = engine.evaluate(replace(run.config, precision="fp32"), compared, torch.device("cpu"))
+    run.stages["onnx"] = {run.task.metric: figures[run.task.metric], "size_mb": files["low_bit"].stat().st_size / 1e6}
+    run.stages["float"]["size_mb"] = files["float"].stat().st_size / 1e6
+    run.keep()
+    example = inputs[0][:1]
+    image = torch.from_numpy(example)
+    cost = costs(files, example)
+    return {
+        "agreement": compared.agreement,
+        "openvino": compared.second_opinion,
+        "latency_ms": {name: figures["latency_ms"] for name, figures in cost.items()},
+        "cost": cost,
+        "kernels": dict(kernels(files["low_bit"])),
+        "check": parted,
+        "bops": {
+            name: bit_operations(quantized, image.to(run.device), low) for name, low in (("float", False), ("low_bit", True))
+        },
+        "not_quantized": not_quantized(quantized.cpu(), image),
+        "sharpness": _ascent(run.config, quantized.to(run.device), run.device),
+        "input": about,
+        "calibration": describe(run.task.calibration),
+        "distance": run.stages["distance"],
+        **({"reestimated": run.stages["reestimated"]} if "reestimated" in run.stages else {}),
+    }
 
 
 def _ascent(config: Config, quantized: nn.Module, device: torch.device) -> dict[str, float]:
     """What an ascent of the config's rho does to the model on a batch of the training split."""
     task: Any = config.task
     rho = float(getattr(config.sharpness, "keywords", {}).get("rho", 0.05))  # the usual one where the config has none
-    data = task.dataset("train")
-    train = Seeded(data, config.seed)
-    batch = {key: x.to(device) for key, x in default_collate([train[0, i] for i in range(min(BATCH, len(data)))]).items()}
+    batch = {key: x.to(device) for key, x in _items(config, BATCH).items()}
     return {"rho": rho, **effect(quantized, lambda model: task.in_float().loss(model, batch), rho)}
-
-
-def _measured(config: Config, model: nn.Module, device: torch.device) -> dict[str, float]:
-    """The metric on the validation split, and the size of the weights stored in their bits."""
-    bits = sum(
-        (layer.weight_quantizer.bits - 32) * layer.layer.weight.numel()  # type: ignore[union-attr, operator]
-        for layer in model.modules()
-        if isinstance(layer, QuantLayer)
-    ) + 32 * sum(p.numel() for p in model.parameters())
-    return {config.task.metric: engine.evaluate(config, model, device)[config.task.metric], "size_mb": bits / 8e6}
-
-
-def _batches(images: Tensor, device: torch.device) -> list[Tensor]:
-    return [batch.to(device) for batch in images.split(BATCH)]

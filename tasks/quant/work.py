@@ -101,3 +101,13 @@ def bit_operations(model: nn.Module, image: Tensor, low_bit: bool) -> float:
         for hook in hooks:
             hook.remove()
     return total
+
+
+def size_in_bits(model: nn.Module) -> int:
+    """Of the weights, each stored in its bits, and of all other parameters in 32."""
+    saved = sum(
+        (32 - layer.weight_quantizer.bits) * layer.layer.weight.numel()  # type: ignore[union-attr, operator]
+        for layer in model.modules()
+        if isinstance(layer, QuantLayer)
+    )
+    return 32 * sum(p.numel() for p in model.parameters()) - saved

@@ -82,7 +82,7 @@ def test_values_that_need_no_quotes() -> None:
         ("epochs=2.5", "expected int, got 2.5"),
         ("epochs=True", "expected int, got True"),
         ("epochs=None", "expected int, got None"),
-        ("epochs=0", "epochs must be >= 1, got 0"),
+        ("epochs=-1", "epochs must be >= 0, got -1"),
         ("precision=fp8", "expected Literal['fp32', 'bf16', 'fp16'], got fp8"),
         ("ema=1.5", "ema must lie in (0, 1)"),
         ("clip_norm=0", "clip_norm must be > 0"),

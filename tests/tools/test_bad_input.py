@@ -346,7 +346,7 @@ CASES: list[tuple[list[str], str]] = [
     ([*QUANTIZE, "task.model=resnet81"], "timm knows no model resnet81; did you mean"),
     ([*QUANTIZE, "task.layers={'nothing*': (4, 4)}", "--checkpoint", "W/good.pt"], "nothing|does not fit"),
     (["quantize", SMALL, "--out", "run"], "not a config with task.weight_bits"),
-    (["predict", QUANT, "W/secret.jpg", "--checkpoint", "W/good.pt"], "not a config of the pose task"),
+    (["predict", QUANT, "--sample", "W/secret.jpg", "--checkpoint", "W/good.pt"], "does not fit the model"),
 ]  # fmt: skip
 
 

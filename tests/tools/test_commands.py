@@ -127,7 +127,7 @@ def test_predict(
         ([SMALL, "PICTURE", "--checkpoint", "WEIGHTS"], "does not fit the model of this config"),
         ([SMALL, *TINY, "PICTURE", "--checkpoint", "WEIGHTS", "--boxes", "gone.json"], "gone.json: no such file"),
         ([SMALL, *TINY, "PICTURE", "--checkpoint", "WEIGHTS", "--boxes", "empty.json"], "empty.json: no person's box"),
-        ([str(ROOT / "configs/quant/resnet18_w4a4_sgd.py"), "PICTURE", "--checkpoint", "WEIGHTS"], "not a config of the pose"),
+        ([str(ROOT / "configs/quant/resnet18_w4a4_sgd.py"), "PICTURE", "--checkpoint", "WEIGHTS"], "does not fit the model"),
     ],
 )
 def test_mistakes_in_predicting(

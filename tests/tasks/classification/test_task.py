@@ -13,7 +13,7 @@ from PIL import Image
 from torch import nn
 
 from tasks.classification.data import DIGITS, images
-from tasks.classification.task import Classification, normalised, scores
+from tasks.classification.task import Classification, scores
 from tasks.errors import UserError
 from tasks.quant.prepare import QuantLayer
 
@@ -123,7 +123,7 @@ def test_starting_weights(tmp_path: Path) -> None:
     task = Classification(**TINY, weight_bits=4, act_bits=4, weights=str(tmp_path / "float.pt"))
     model = task.build()
     assert torch.equal(model.conv1[0].layer.weight.abs(), source.conv1[0].weight.abs())  # type: ignore[index, union-attr]
-    model(normalised(torch.zeros(2, 3, 32, 32, dtype=torch.uint8)))  # sets the step sizes
+    model(torch.zeros(2, 3, 32, 32))  # sets the step sizes
     torch.save(model.state_dict(), tmp_path / "prepared.pt")
     again = Classification(**TINY, weight_bits=4, act_bits=4, weights=str(tmp_path / "prepared.pt")).build()
     for (name, a), b in zip(model.state_dict().items(), again.state_dict().values(), strict=True):
@@ -179,7 +179,7 @@ def test_loss(tmp_path: Path) -> None:
     batch = {"image": torch.randint(255, (6, 3, 32, 32), dtype=torch.uint8), "label": torch.arange(6)}
     task = Classification(**TINY)
     model = task.build().eval()
-    logits = model(normalised(batch["image"]))
+    logits = model(task.preprocessing.normalised(batch["image"]))
     expected = -logits.log_softmax(1)[torch.arange(6), torch.arange(6)].mean()
     torch.testing.assert_close(task.loss(model, batch), expected)
     smoothed = Classification(**TINY, label_smoothing=0.1).loss(model, batch)
@@ -210,7 +210,7 @@ def test_evaluation() -> None:
     model = task.build().eval()
     with torch.no_grad():
         figures = task.evaluate(model, torch.utils.data.DataLoader(data, batch_size=16))
-        whole = model(normalised(torch.stack([data[i]["image"] for i in range(40)])))
+        whole = model(task.preprocessing.normalised(torch.stack([data[i]["image"] for i in range(40)])))
     expected = (whole.argmax(1) == torch.tensor([int(data[i]["label"]) for i in range(40)])).float().mean()
     assert figures["top1"] == pytest.approx(float(expected))
     assert np.isfinite(figures["loss"])

@@ -107,7 +107,7 @@ def test_batch_norm_is_the_average_over_batches(prepared: bool) -> None:
     first = [model[0](x) for x in data()]
     model.train()
     model[5].eval()
-    reestimate_batch_norm(model, iter(data()))
+    reestimate_batch_norm(model, iter(data()), prior=0)
     norm = model[1]
     torch.testing.assert_close(norm.running_mean, torch.stack([x.mean((0, 2, 3)) for x in first]).mean(0).detach())
     torch.testing.assert_close(norm.running_var, torch.stack([x.var((0, 2, 3)) for x in first]).mean(0).detach())
@@ -138,3 +138,15 @@ def test_errors_leave_the_model() -> None:
         calibrate(small(), data())
     with pytest.raises(ValueError, match="lsq, minmax, percentile, mse"):
         calibrate(model, data(), method="kl")
+
+
+def test_statistics_are_weighted_and_blended() -> None:
+    """Ragged batches count by their size, old statistics as the prior. Kills: a batch of one that counts like others."""
+    torch.manual_seed(0)
+    x = torch.randn(37, 3, 4, 4) * 2 + 1
+    for prior, share in ((0, 0.0), (37, 0.5)):
+        norm = nn.BatchNorm2d(3)
+        nn.init.constant_(norm.running_mean, 5.0)  # type: ignore[arg-type]
+        reestimate_batch_norm(norm, x.split([32, 4, 1]), prior=prior)
+        expected = share * 5 + (1 - share) * x.mean((0, 2, 3))
+        torch.testing.assert_close(norm.running_mean, expected)

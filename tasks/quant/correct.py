@@ -1,0 +1,126 @@
+"""What rounding has shifted, put right from a few pictures: BatchNorm's statistics, and biases.
+
+Replacing the statistics by those of a few pictures would take these pictures for the whole world. Here the same pictures go
+through the float model and through the quantized one, and only the difference between the two is added: what is peculiar
+to the pictures is in both and cancels.
+
+# x input of a BatchNorm, y output of a layer with a bias; f of the float model, q of the quantized one; per channel
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
+
+from tasks.quant.calibrate import modes_kept, some
+from tasks.quant.prepare import QuantLayer
+
+_MOST = 4.0  # by how much a variance is changed at most: what asks for more is a channel that is all but switched off
+
+
+@torch.no_grad()
+def correct_statistics(model: nn.Module, reference: nn.Module, batches: Iterable[Tensor]) -> None:
+    """Put statistics and biases right, in place.
+
+    mean <- mean + E[x_q] - E[x_f]
+    var <- var Var[x_q] / Var[x_f]
+    bias <- bias + E[y_f] - E[y_q]
+
+    Layer by layer: what comes before is corrected while its successors are measured.
+
+    Args:
+        model: prepared and calibrated.
+        reference: the float model that it was made of, with the same names.
+        batches: inputs on the models' device; a hundred pictures are enough.
+
+    Raises:
+        ValueError: no batches.
+
+    References:
+        Bias correction: arXiv 1906.04721, section 4.2.
+    """
+    norms = {n: m for n, m in model.named_modules() if isinstance(m, _BatchNorm) and m.running_mean is not None}
+    layers = {n: m for n, m in model.named_modules() if isinstance(m, QuantLayer) and m.layer.bias is not None}
+    twins = dict(reference.named_modules())
+    seen: dict[str, tuple[Tensor, Tensor]] = {}  # of the float model on the batch: mean and variance
+    sums: dict[str, list[Tensor | float]] = defaultdict(lambda: [0.0, 0.0, 0.0])
+    before = {n: (m.running_mean.clone(), m.running_var.clone()) for n, m in norms.items()}  # type: ignore[union-attr]
+    pictures = 0
+
+    def look(name: str, x: Tensor, linear: bool) -> None:
+        seen[name] = _moments(x, linear)
+
+    def norm_comes(name: str, x: Tensor) -> None:
+        (mean_f, var_f), (mean_q, var_q) = seen[name], _moments(x, linear=False)
+        total = sums[name]
+        total[0] = total[0] + len(x) * (mean_q - mean_f)
+        total[1], total[2] = total[1] + len(x) * var_q, total[2] + len(x) * var_f
+        _set_statistics(norms[name], before[name], mean_q - mean_f, var_q, var_f)
+
+    def layer_answers(name: str, y: Tensor) -> Tensor:
+        linear = isinstance(layers[name].layer, nn.Linear)
+        shift = seen[name][0] - _moments(y, linear)[0]
+        sums[name][0] = sums[name][0] + len(y) * shift
+        return y + (shift if linear else shift.view(-1, *[1] * (y.dim() - 2)))
+
+    hooks: list[Any] = []
+    for name in norms:
+        twin: Any = twins[name]
+        hooks.append(twin.register_forward_pre_hook(partial(lambda name, _, x: look(name, x[0], False), name)))
+        hooks.append(norms[name].register_forward_pre_hook(partial(lambda name, _, x: norm_comes(name, x[0]), name)))
+    for name, layer in layers.items():
+        twin, linear = twins[name], isinstance(layer.layer, nn.Linear)
+        hooks.append(twin.register_forward_hook(partial(lambda name, linear, _, x, y: look(name, y, linear), name, linear)))
+        hooks.append(layer.register_forward_hook(partial(lambda name, _, x, y: layer_answers(name, y), name)))
+    try:
+        with modes_kept(model), modes_kept(reference):
+            model.eval()
+            reference.eval()
+            for batch in some(batches):
+                reference(batch)
+                model(batch)
+                pictures += len(batch)
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for name, (mean, variance) in before.items():
+            _set_statistics(
+                norms[name], (mean, variance), *(torch.zeros_like(mean), torch.ones_like(mean), torch.ones_like(mean))
+            )
+    for name, norm in norms.items():
+        if name in sums:
+            shift, var_q, var_f = sums[name]
+            _set_statistics(norm, before[name], shift / pictures, var_q, var_f)  # type: ignore[arg-type, operator]
+    for name, layer in layers.items():
+        if name in sums:
+            layer.layer.bias.add_(sums[name][0] / pictures)  # type: ignore[union-attr, operator]
+
+
+def _moments(x: Tensor, linear: bool) -> tuple[Tensor, Tensor]:
+    """Mean and variance of each channel: the last axis of a linear layer's output, else the second."""
+    rows = (x if linear else x.movedim(1, -1)).flatten(0, -2).float()
+    return rows.mean(0), rows.var(0, correction=0)
+
+
+def _set_statistics(norm: Any, before: tuple[Tensor, Tensor], shift: Tensor, var_q: Tensor, var_f: Tensor) -> None:
+    tiny = torch.finfo(torch.float32).tiny
+    norm.running_mean.copy_(before[0] + shift)
+    norm.running_var.copy_(before[1] * ((var_q + tiny) / (var_f + tiny)).clamp(1 / _MOST, _MOST))
+
+
+@torch.no_grad()
+def distance(model: nn.Module, wanted: Iterable[tuple[Tensor, Tensor]]) -> float:
+    """How far a model's outputs are from wanted ones: sum (y - t)^2 / sum t^2 over pairs of an input and its t."""
+    error, size = 0.0, 0.0
+    with modes_kept(model):
+        model.eval()
+        for x, target in wanted:
+            error += float((model(x).float() - target).square().sum())
+            size += float(target.square().sum())
+    return error / max(size, 1e-30)
