@@ -8,7 +8,7 @@ from pathlib import Path
 import cli
 import torch
 
-from benchmarks.compare import figures, readme, records, study, tables
+from benchmarks.compare import figures, front, readme, records, study, tables
 from benchmarks.compare.suites import SUITES
 from benchmarks.speed.loop_cost import loop_cost
 from benchmarks.speed.overhead import overhead
@@ -43,6 +43,7 @@ def write_readme(arguments: argparse.Namespace) -> None:
     """Put the results of the recorded comparisons into README.md, docs/results.md and docs/rho.md, and draw their figures."""
     for path in sorted(records.FOLDER.glob("*.jsonl")):
         figures.draw(path.stem, records.FOLDER)
+    front.draw(list(front.SUITES), records.FOLDER)
     page = ROOT / "README.md"
     page.write_text(readme.readme(page.read_text(), records.FOLDER))
     (ROOT / "docs/results.md").write_text(readme.results(records.FOLDER))

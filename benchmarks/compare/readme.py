@@ -6,7 +6,7 @@ import re
 import textwrap
 from pathlib import Path
 
-from benchmarks.compare import tables
+from benchmarks.compare import front, tables
 from benchmarks.compare.suites import SUITES
 
 _RHO = re.compile(r"(<!-- rho -->\n).*?(<!-- /rho -->)", re.DOTALL)
@@ -43,7 +43,7 @@ def readme(text: str, folder: Path) -> str:
         text: of the page.
         folder: of the records.
     """
-    return _BLOCK.sub(lambda block: f"{block[1]}{tables.beside(block[2].split(), folder)}\n{block[3]}", text)
+    return _BLOCK.sub(lambda block: f"{block[1]}{front.table(block[2].split(), folder)}\n{block[3]}", text)
 
 
 def rho(text: str, folder: Path) -> str:
