@@ -1,126 +1,70 @@
-"""The README's snippets run as they stand."""
+"""The README: its lines of use run as they stand, its figures are those of the records, and it stays short."""
 
 from __future__ import annotations
 
-import copy
-import importlib
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import timm.optim
-import timm.utils
 import torch
-import torch.distributed as dist
 from torch import nn
 
-import arsam
-from arsam import ARSAM, sampling
 from benchmarks.compare import readme, records
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
-SECTION = README.split("## In your loop")[1].split("## What it does")[0]
-BLOCKS = re.findall(r"```python\n(.*?)```", SECTION, re.DOTALL)
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+PROSE = re.sub(r"```.*?```", "", README, flags=re.DOTALL)
 
 
-def block(word: str) -> str:
-    (found,) = (code for code in BLOCKS if word in code)
-    return found
-
-
-@pytest.fixture
-def names() -> dict[str, Any]:
-    """What the snippets take for granted."""
+def test_the_ten_lines_train() -> None:
+    """With a model, a loader, a loss and a scheduler of the reader's. Kills: an example that no longer fits the optimizer."""
     torch.manual_seed(0)
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     model = nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 3))
-    loader = [(torch.randn(16, 8), torch.randint(3, (16,))) for _ in range(60)]
-    optimizer = ARSAM(torch.optim.SGD(model.parameters(), lr=0.1), sampling=sampling.Periodic(3), model=model)
-    return {
-        "ARSAM": ARSAM, "arsam": arsam, "torch": torch, "timm": timm, "model": model, "network": model, "loader": loader,
-        "criterion": nn.CrossEntropyLoss(), "optimizer": optimizer, "device": "cpu",
+    before = [p.detach().clone() for p in model.parameters()]
+    names: dict[str, Any] = {
+        "model": model,
+        "criterion": nn.CrossEntropyLoss(),
+        "loader": [(torch.randn(16, 8), torch.randint(3, (16,))) for _ in range(10)],
         "scheduler": SimpleNamespace(step=lambda: None),
-        "batches_of": lambda n: [loader[i : i + n] for i in range(0, len(loader), n)],
-    }  # fmt: skip
+    }
+    exec(compile(code, "README.md", "exec", dont_inherit=True), names)
+    assert names["optimizer"].stats["steps"] == 10
+    assert names["optimizer"].stats["ascents"] == 2
+    assert not any(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
 
 
-def run(word: str, names: dict[str, Any]) -> None:
-    """Run a block; the weights have moved, and the optimizer was stepped."""
-    before = copy.deepcopy(list(names["model"].parameters()))
-    exec(compile(block(word), "README.md", "exec"), names)
-    optimizer = getattr(names["optimizer"], "optimizer", names["optimizer"])
-    assert optimizer.stats["ascents"] > 0
-    assert not all(torch.equal(a, b) for a, b in zip(before, names["network"].parameters(), strict=True))
+def test_it_is_read_in_minutes() -> None:
+    """Kills: a lab report."""
+    assert len(README.splitlines()) <= 150
+    long = [line for line in README.splitlines() if len(line) > 120 and not line.startswith("|")]
+    assert not long
+    assert len([line for line in PROSE[: PROSE.index("## How it works")].splitlines() if line.startswith("|")]) <= 9
 
 
-@pytest.mark.parametrize(
-    "word", ["scheduler.step()", "    criterion(model(inputs), targets).backward()\n    if", "scaled_step(", "batches_of"]
-)
-def test_loops(names: dict[str, Any], word: str) -> None:
-    """Kills: an example that no longer fits the optimizer."""
-    run(word, names)
+def test_its_configs_are_there() -> None:
+    """Kills: a command that names a config or a tool which has gone."""
+    named = re.findall(r"\b((?:configs|tools)/[\w/]+\.py)", README)
+    assert named
+    assert not [name for name in named if not (ROOT / name).is_file()]
 
 
-@pytest.fixture
-def one_rank(tmp_path: Path) -> Iterator[None]:
-    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
-
-
-@pytest.mark.usefixtures("one_rank")
-def test_ddp(names: dict[str, Any]) -> None:
-    """Kills: the same."""
-    run("DistributedDataParallel", names)
-
-
-def test_accelerate(names: dict[str, Any]) -> None:
-    """Kills: the same."""
-    accelerate = pytest.importorskip("accelerate", reason="needs the extra loops")
-    names["accelerator"] = accelerate.Accelerator(cpu=True)
-    names["loader"] = torch.utils.data.DataLoader(
-        torch.utils.data.TensorDataset(torch.randn(160, 8), torch.randint(3, (160,))), batch_size=8
-    )
-    run("accelerator.prepare", names)
-
-
-def test_lightning(names: dict[str, Any]) -> None:
-    """Kills: the same."""
-    pytest.importorskip("lightning", reason="needs the extra loops")
-    importlib.import_module("arsam.integrations.lightning")
-    exec(compile(block("SharpnessAware"), "README.md", "exec"), names)
-    module = names["Model"]()
-    module.network = names["network"]
-    assert isinstance(module.configure_optimizers(), ARSAM)
-
-
-def test_timm(names: dict[str, Any]) -> None:
-    """Kills: the same."""
-    exec(compile(block("create_optimizer_v2") + block("scheduler.step()").split("\n", 1)[1], "README.md", "exec"), names)
-    assert names["optimizer"].stats["steps"] == 60
-
-
-def test_openmmlab() -> None:
-    """Kills: a snippet that is no config. That the wrapper trains is shown by the integration's own tests."""
-    names: dict[str, Any] = {}
-    exec(block("ARSAMOptimWrapper"), names)
-    assert names["optim_wrapper"]["type"] == "ARSAMOptimWrapper"
-
-
-def test_every_block_is_run() -> None:
-    """Kills: a new example that no test runs."""
-    assert len(BLOCKS) == 9
+@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda page: page.name)
+def test_every_page_says_whom_it_is_for(page: Path) -> None:
+    """Kills: a page that begins without its reader."""
+    first = next(line for line in page.read_text().splitlines()[1:] if line)
+    assert first.startswith("For "), first
 
 
 def test_the_results_are_those_of_the_records() -> None:
     """Kills: a table edited by hand, or records without `python tools/bench.py readme` after them."""
     assert "<!-- results: " in README
     assert readme.readme(README, records.FOLDER) == README
-    page = (Path(__file__).parent.parent / "docs/rho.md").read_text()
+    page = (ROOT / "docs/rho.md").read_text()
     assert readme.rho(page, records.FOLDER) == page and "<!-- rho -->" in page
-    assert readme.results(records.FOLDER) == (Path(__file__).parent.parent / "docs/results.md").read_text()
+    assert readme.results(records.FOLDER) == (ROOT / "docs/results.md").read_text()
 
 
 def test_the_records_keep_what_a_budget_promises() -> None:
@@ -137,7 +81,7 @@ def test_the_records_keep_what_a_budget_promises() -> None:
 
 def test_the_recipe_for_rho() -> None:
     """It finds the best of a ladder, inside. Kills: a search that stops at its edge, or that never ends."""
-    page = (Path(__file__).parent.parent / "docs/rho.md").read_text()
+    page = (ROOT / "docs/rho.md").read_text()
     (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     names: dict[str, Any] = {}
     exec(compile(code, "docs/rho.md", "exec"), names)

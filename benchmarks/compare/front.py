@@ -78,7 +78,9 @@ def _dots(panel: Any, names: list[str], folder: Path, ink: str) -> None:
     for x, text in ((0, "the base optimizer\n1 pass per step"), (1, "SAM\n2 passes per step")):
         panel.axvline(x, color=ink, linewidth=1)
         panel.text(x, top, text, color=ink, fontsize=9, ha="center", va="bottom")
-    panel.set_yticks(range(len(rows)), [f"{ROWS[row].replace('`', '')}\n{passes(row, names, folder):.2f} passes" for row in rows])
+    panel.set_yticks(
+        range(len(rows)), [f"{ROWS[row].replace('`', '')}\n{passes(row, names, folder):.2f} passes" for row in rows]
+    )
     panel.set_ylim(-0.5, top)
     panel.set_xlabel("share of SAM's gain over the base optimizer", color=ink, fontsize=9)
     panel.tick_params(colors=ink, labelsize=9, length=0)

@@ -14,6 +14,8 @@ _BLOCK = re.compile(r"(<!-- results: (.+?) -->\n).*?(<!-- /results -->)", re.DOT
 _ORDER = ("digits", "digits-dropout", "cifar16", "cifar16-clean", "cifar16-w4a4", "lspet")
 _HEAD = """# Results
 
+For whoever wants the figures, all of them.
+
 This page is written by `python tools/bench.py readme` from the records in [benchmarks/records](../benchmarks/records), a file
 of JSON lines per suite. How a suite is run, and what was tried besides: [benchmarks/README.md](../benchmarks/README.md).
 
