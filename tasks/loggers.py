@@ -78,6 +78,15 @@ KINDS: dict[str, type[TensorBoard] | type[WandB] | type[MLflow]] = {
 }
 
 
+def check(kind: str) -> None:
+    """See that a kind of logger is installed.
+
+    Raises:
+        UserError: it is not.
+    """
+    _module({"tensorboard": "torch.utils.tensorboard"}.get(kind, kind), kind)
+
+
 def numbers(line: dict[str, Any]) -> dict[str, float]:
     """The finite numbers of a line of metrics.jsonl, those of an evaluation among them."""
     flat = {**line, **line.get("metrics", {})}

@@ -80,9 +80,9 @@ def _replace(node: Any, path: list[str], text: str, assignment: str) -> Any:
 def settable(node: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     """Names that may be set, with their types, and the present values, of a dataclass or a callable given as partial."""
     if dataclasses.is_dataclass(node):
-        hints = typing.get_type_hints(type(node))
+        hints = typing.get_type_hints(node if isinstance(node, type) else type(node))
         names = [f.name for f in dataclasses.fields(node)]
-        return {n: hints[n] for n in names}, {n: getattr(node, n) for n in names}
+        return {n: hints[n] for n in names}, {n: getattr(node, n) for n in names if hasattr(node, n)}
     function = node.func if isinstance(node, functools.partial) else node
     if not callable(function):
         return {}, {}

@@ -7,8 +7,8 @@ evaluation costs the epoch, and a run that is resumed there begins with the eval
 
 from __future__ import annotations
 
+import contextlib
 import copy
-import resource
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from tasks import checkpoint, distributed, folder, log, loggers
+from tasks import checkpoint, distributed, figures, folder, log, loggers
 from tasks.bar import Bar
 from tasks.config import Config, describe, differences
 from tasks.errors import UserError
@@ -28,6 +28,20 @@ from tasks.task import Batch
 
 _DRAW_EVERY = 60.0  # seconds between two pictures of the curves
 _KEEP_EVERY = 1000  # steps between two checkpoints of a run that keeps them in memory
+
+
+@contextmanager
+def _trusted(path: Path) -> Iterator[None]:
+    """What is done with a checkpoint's content, which may be anybody's.
+
+    Raises:
+        UserError: it is not what a run of this config leaves.
+    """
+    try:
+        yield
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        what = f"{type(error).__name__} {' '.join(str(error).split())[:300]}"
+        raise UserError(f"{path}: not the checkpoint of a run of this version: {what}") from error
 
 
 class Records:
@@ -64,6 +78,8 @@ class Records:
         Raises:
             UserError: in use, not to be written, or nothing of this config to go on from.
         """
+        if self._config.log_to is not None:
+            loggers.check(self._config.log_to)
         with ExitStack() as until_the_end:
             if self._out is not None:
                 resume = resume and self._anything_to_resume(self._out)
@@ -88,7 +104,19 @@ class Records:
                 until_the_end.callback(self._logger.close)
             done = self._state.progress.step
             self._bar = until_the_end.enter_context(Bar(self._batches.total, done, self._writes))
-            yield
+            try:
+                yield
+            except UserError:
+                if not resume and self._writes and self._out is not None and self._state.progress.step == 0:
+                    self._undo(self._out)  # so that the same command does, once the mistake is mended
+                raise
+
+    def _undo(self, out: Path) -> None:
+        """Remove what was written before the first step."""
+        for name in (folder.MARKER, "metrics.jsonl", "last.pt"):
+            (out / name).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # it holds something else
+            out.rmdir()
 
     def _clear(self, out: Path, resume: bool) -> None:
         """Remove what another run, or a process that was killed, has left; files that are not ours stay."""
@@ -120,28 +148,13 @@ class Records:
         found = list(differences(saved["config"], describe(self._config)))
         if found:
             raise UserError(f"{path}: made with another config: {'; '.join(found[:5])}")
-        with self.trusted():
+        with _trusted(path):
             lines = [line for line in saved["metrics"] if line["epoch"] >= 1]
             self._state.load_state_dict(saved)
             before = saved["config"]["epochs"]
             self._see_epochs(path, before)
         self._metrics.replace(lines)
         self._saved_step = self._state.progress.step
-
-    @contextmanager
-    def trusted(self) -> Iterator[None]:
-        """What is done with a checkpoint's content, which may be anybody's, the first step with it among it.
-
-        Raises:
-            UserError: it is not what a run of this config leaves.
-        """
-        try:
-            yield
-        except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-            if isinstance(error, torch.OutOfMemoryError):
-                raise
-            what = f"{type(error).__name__} {' '.join(str(error).split())[:300]}"
-            raise UserError(f"{self._path('last.pt')}: not the checkpoint of a run of this version: {what}") from error
 
     def _path(self, name: str) -> Path:
         return Path("memory") if self._out is None else self._out / name
@@ -216,34 +229,15 @@ class Records:
         progress.epoch_seconds += now - self._clock
         self._clock = now
         if self._bar.advance(progress.step):
-            self._show_bar(self._line(), progress.passes - progress.step)
-
-    def _show_bar(self, line: dict[str, Any], ascents: int) -> None:
-        loss, speed = _show_loss(line["loss"], 3), f"{line['images_per_second']:.0f}"
-        passes, count = f"{line['passes_per_step']:.2f} passes/step", f"{ascents} ascents"
-        parts = [(loss, loss), (passes, passes), (f"{speed} images/s", f"{speed} img/s"), (count, count)]
-        if line["skipped"]:
-            parts.insert(1, (f"{line['skipped']} steps skipped (NaN or inf)", f"{line['skipped']} NaN"))
-        self._bar.show(f"epoch {line['epoch']}/{self._config.epochs}", parts)
+            parts = figures.bar_parts(self._line(), progress.passes - progress.step)
+            self._bar.show(f"epoch {self._line()['epoch']}/{self._config.epochs}", parts)
 
     def overdue(self) -> bool:
         """Is it time for a checkpoint in the midst of an epoch?"""
         return self._out is not None and time.perf_counter() - self._saved >= 60 * self._config.save_every
 
     def _line(self) -> dict[str, Any]:
-        """The present epoch so far, as metrics.jsonl has it."""
-        progress, per_epoch = self._state.progress, self._batches.per_epoch
-        steps = (progress.step - 1) % per_epoch + 1
-        taken = steps - progress.epoch_skipped
-        return {
-            "epoch": (progress.step - 1) // per_epoch + 1,
-            "step": progress.step,
-            "loss": self._state.loss_sum.item() / taken if taken else None,
-            "passes_per_step": progress.epoch_passes / steps,
-            "images_per_second": steps * self._batches.size / progress.epoch_seconds,
-            "seconds_waiting": progress.epoch_seconds_waiting,  # for data
-            "skipped": progress.epoch_skipped,
-        }
+        return figures.epoch_line(self._state.progress, self._batches, self._state.loss_sum.item())
 
     def end_epoch(self) -> None:
         """Write the line of the epoch that ends here, and the checkpoint."""
@@ -253,7 +247,7 @@ class Records:
         line = self._line()
         rate = self._state.optimizer.param_groups[0]["lr"]
         self._write_line({**line, "lr": rate, "seconds": self._state.progress.seconds})
-        self._epoch = f"epoch {line['epoch']:3d}  {_show(line)}"
+        self._epoch = f"epoch {line['epoch']:3d}  {figures.show(line)}"
         self._state.new_epoch()
         self.save()
         if not self.wants_evaluation():
@@ -304,12 +298,7 @@ class Records:
         result = {
             "task": self._config.task.name,
             "metrics": next((line["metrics"] for line in reversed(self._metrics.lines) if "metrics" in line), {}),
-            "steps": progress.step,
-            "ascents": progress.passes - progress.step,
-            "passes_per_step": progress.passes / progress.step,
-            "train_seconds": progress.seconds,
-            "images_per_second": progress.step * self._batches.size / progress.seconds,
-            "peak_memory_mb": _peak_memory(self._state.device),
+            **figures.totals(progress, self._batches, self._state.device),
             "seed": self._config.seed,
             "config": self._name,
             **({"skipped": progress.skipped} if progress.skipped else {}),
@@ -332,14 +321,7 @@ class Records:
 
     def explain_divergence(self) -> str:
         """What went wrong, where, and what to try."""
-        progress = self._state.progress
-        epoch, indices = self._batches.whole(progress.step - 1)
-        items = ", ".join(map(str, indices[:8])) + (", ..." if len(indices) > 8 else "")
-        return (
-            f"{self._out}: NaN or inf in the loss or a gradient on {progress.skipped_in_a_row} steps in a row, lastly step"
-            f" {progress.step - 1} (epoch {epoch + 1}, training items {items}); last.pt holds the weights before them;"
-            " lower optimizer.lr or sharpness.rho, set clip_norm, or look at these items"
-        )
+        return f"{self._path('last.pt').parent}: {figures.divergence(self._state.progress, self._batches)}"
 
     def _warn(self, text: str) -> None:
         self._bar.write(f"warning: {text}", error=True)
@@ -347,18 +329,3 @@ class Records:
     def _say(self, text: str) -> None:
         if self._writes:
             self._bar.write(text)
-
-
-def _show(line: dict[str, Any]) -> str:
-    text = f"{_show_loss(line['loss'], 5)}  passes/step {line['passes_per_step']:.2f}  {line['images_per_second']:.0f} images/s"
-    return text + (f"  {line['skipped']} steps skipped (NaN or inf)" if line["skipped"] else "")
-
-
-def _show_loss(loss: float | None, digits: int) -> str:
-    return "loss none" if loss is None else f"loss {loss:.{digits}g}"
-
-
-def _peak_memory(device: torch.device) -> float:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10

@@ -54,6 +54,7 @@ class Step:
             base.register_step_pre_hook(self._before_update)
         self.whole = True  # the state is that of a whole number of steps
         self._passing = False
+        self._first = True  # what is wrong with an optimizer, or with the state it was given, shows now
         self._clips_passes = base is state.optimizer and not self._scaled
 
     def __call__(self, batch: Batch) -> None:
@@ -65,10 +66,13 @@ class Step:
         self.whole = False
         try:
             state.loss_sum += self._update()
-        except (TypeError, ValueError, RuntimeError) as error:
-            if progress.step or self._passing or isinstance(error, torch.OutOfMemoryError):
+        except (TypeError, ValueError, RuntimeError, KeyError, IndexError, AttributeError) as error:
+            if not self._first or self._passing or isinstance(error, torch.OutOfMemoryError):
                 raise
-            raise UserError(f"optimizer: cannot take a step: {' '.join(str(error).split())[:300]}") from error
+            what = f"{type(error).__name__} {' '.join(str(error).split())[:300]}"
+            if progress.step:
+                raise UserError(f"the checkpoint is not that of a run of this version: {what}") from error
+            raise UserError(f"optimizer: cannot take a step: {what}") from error
         except NotFiniteError:
             functional.copy_(list(state.model.buffers()), self._statistics)
             progress.skip()
@@ -77,7 +81,7 @@ class Step:
             if state.average is not None:
                 state.average.update(state.model)
         progress.step += 1
-        self.whole = True
+        self.whole, self._first = True, False
 
     def sound(self) -> bool:
         """Look for NaN and inf in losses, weights and optimizer; after False each pass is looked at by itself.

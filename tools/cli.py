@@ -209,7 +209,7 @@ class _Lasting:
             first, self.error = self.error is None, error
             with contextlib.suppress(OSError, ValueError):  # what is still in the buffer goes nowhere, at the exit too
                 os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
-            if first and sys.stderr is not self:
+            if first and sys.stderr is not self and isinstance(error, OSError):
                 print(f"warning: the output cannot be written ({error}); it is dropped", file=sys.stderr)
 
     def __getattr__(self, name: str) -> Any:

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from tasks import log
+from tasks import checkpoint, log
 from tasks.errors import UserError
+from tasks.step import Step
 from tests.tasks import toy
 
 
@@ -93,3 +95,67 @@ def test_an_evaluation_that_fails_costs_no_epoch(tmp_path: Path, monkeypatch: py
     lines = log.read(tmp_path / "run/metrics.jsonl")
     assert [(line["epoch"], "metrics" in line) for line in lines] == [(1, False), (1, True), (2, False), (2, True)]
     toy.assert_same(toy.weights(tmp_path / "run")["model"], toy.weights(tmp_path / "whole")["model"])
+
+
+def test_a_checkpoint_in_the_midst_of_an_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Resumed bitwise after a fault between two. Kills: save_every that is not looked at, sums that are lost."""
+    toy.run(tmp_path / "whole", epochs=2)
+    taken = Step.__call__
+
+    def fail(self: Step, batch: Any) -> None:
+        if self._state.progress.step == 7:
+            raise ZeroDivisionError
+        taken(self, batch)
+
+    monkeypatch.setattr(Step, "__call__", fail)
+    with pytest.raises(ZeroDivisionError):
+        toy.run(tmp_path / "cut", epochs=2, save_every=1e-9)
+    assert toy.weights(tmp_path / "cut")["progress"]["step"] == 7
+    monkeypatch.setattr(Step, "__call__", taken)
+    toy.run(tmp_path / "cut", epochs=2, resume=True)
+    a, b = (toy.weights(tmp_path / name) for name in ("whole", "cut"))
+    toy.assert_same({**a, "config": 0}, {**b, "config": 0})
+
+
+def test_what_changes_no_weight_may_differ(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """And more epochs go on. Kills: a run that cannot be looked at more often, or trained for longer."""
+    toy.run(tmp_path, epochs=2)
+    capsys.readouterr()
+    result = toy.run(tmp_path, epochs=3, eval_every=2, patience=3, num_workers=1, save_every=1.0, resume=True)
+    assert result["steps"] == 15
+    assert "epochs was 2, is 3: from here on the learning rate and the rules are those of a run of 3" in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"has done 3 epochs already, epochs=1 asks for fewer"):
+        toy.run(tmp_path, epochs=1, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("where", "value"),
+    [
+        ("step", "7"),
+        ("step", 7.0),
+        ("step", -5),
+        ("step", True),
+        ("seconds", -1.0),
+        ("passes", 2),
+        ("best", "good"),
+        ("skipped", None),
+    ],
+)
+def test_a_tampered_last_pt(tmp_path: Path, where: str, value: Any) -> None:
+    """Values of another type or sign. Kills: a traceback, a run that goes on from nowhere."""
+    toy.run(tmp_path, epochs=2)
+    saved = toy.weights(tmp_path)
+    saved["progress"][where] = value
+    checkpoint.save(tmp_path / "last.pt", saved)
+    with pytest.raises(UserError, match=r"last\.pt: not the checkpoint of a run of this version"):
+        toy.run(tmp_path, epochs=3, resume=True)
+
+
+def test_a_tampered_momentum(tmp_path: Path) -> None:
+    """Shows at the first step. Kills: a traceback out of the optimizer."""
+    toy.run(tmp_path, epochs=2)
+    saved = toy.weights(tmp_path)
+    saved["optimizer"]["state"][0]["exp_avg"] = torch.zeros(7)
+    checkpoint.save(tmp_path / "last.pt", saved)
+    with pytest.raises(UserError, match="the checkpoint is not that of a run of this version"):
+        toy.run(tmp_path, epochs=3, resume=True)
