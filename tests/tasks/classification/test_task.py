@@ -67,7 +67,7 @@ def test_held_out_pictures() -> None:
     training, held, plain = (
         task.dataset("train"),
         task.dataset("val"),
-        images(DIGITS, "train", side=32, augment=False, limit=None),
+        images(DIGITS, "train", preprocessing=whole.preprocessing, augment=False, limit=None),
     )
     count = len(whole.dataset("train"))
     assert len(training) + len(held) == count and len(held) == round(0.2 * count)
