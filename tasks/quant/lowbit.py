@@ -31,7 +31,6 @@ class Calibration:
         percentile: of the values, 50 to 100, for that method.
         pictures: inputs that are looked at; the first of the training split.
         source: folder of pictures to look at instead; they need no labels.
-        equalise: move scale between channels of neighbouring layers, for networks with depthwise convolutions.
         rounding: "nearest", or "learned": weights' codes by the error of the layer's output, AdaRound's objective.
         correct: put the statistics and biases right that rounding has shifted, where held-out pictures say that it helps.
     """
@@ -40,7 +39,6 @@ class Calibration:
     percentile: float = 99.99
     pictures: int = 256
     source: str | None = None
-    equalise: bool = False
     rounding: Literal["nearest", "learned"] = "nearest"
     correct: bool = True
 

@@ -28,12 +28,11 @@ def lines(config: Config, task: Any, source: Path | None) -> list[str]:
             f"float: trained from scratch, {float_epochs} epochs of {train} items (pretraining.epochs={float_epochs};"
             " --checkpoint FLOAT.pt leaves it out)"
         )
-    extras = [name for name, on in (("equalised", how.equalise), ("rounding learned", how.rounding == "learned")) if on]
     return [
         "plan:",
         f"  {first}",
         f"  calibration: {how.pictures} inputs of {how.source or 'the training split'}, method {how.method}"
-        + "".join(f", {extra}" for extra in extras),
+        + (", rounding learned" if how.rounding == "learned" else ""),
         f"  training: {config.epochs} epochs of {train} items, {config.batch_size} at a time (epochs={config.epochs})"
         if config.epochs
         else "  training: none (epochs=0)",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import torch
 from PIL import Image
 
 from tasks.pictures import MEAN
+from tests.test_structure import imported
 from tests.tools.test_commands import ROOT, inside
 
 CONFIG = str(ROOT / "configs/quant/resnet18_w4a4_sgd.py")
@@ -123,3 +126,19 @@ def test_going_on(
     assert json.loads((tmp_path / "run/stages.json").read_text()) == stages
     assert inside("quantize", *words, "--resume", "seed=7", cwd=tmp_path, monkeypatch=monkeypatch) == 2
     assert "of another config" in capsys.readouterr().err
+
+
+def test_the_example_of_deployment(quantized: Path, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Thirty lines that need three packages answer as predict.py does. Kills: a resize or channel order of its own."""
+    example = ROOT / "examples/deploy_classifier.py"
+    assert imported(example) - sys.stdlib_module_names == {"numpy", "onnxruntime", "PIL"}
+    pictures = [str(world / f"data/val/pear/{i}.png") for i in range(6)]
+    command = [sys.executable, str(example), str(quantized / "model.onnx"), *pictures]
+    lines = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path).stdout.splitlines()
+    words = [CONFIG, "--sample", *SETTINGS, "--checkpoint", str(quantized / "model.onnx"), *pictures, "--out", "o"]
+    assert inside("predict", *words, cwd=tmp_path, monkeypatch=monkeypatch) == 0
+    answers = json.loads((tmp_path / "o/classes.json").read_text())
+    for line, answer in zip(lines, answers, strict=True):
+        name, score = line.rpartition(": ")[2].split()
+        assert name == answer["classes"][0]["class"]
+        assert float(score) == pytest.approx(answer["classes"][0]["score"], abs=0.01)
