@@ -7,15 +7,18 @@ from __future__ import annotations
 import functools
 import gc
 import inspect
+import warnings
 import weakref
 from collections.abc import Callable
 from typing import Any, ParamSpec
 
 import torch
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from arsam.reuse import Reuse
-from arsam.sampling import Sampling
+from arsam import distributed, functional
+from arsam.reuse import Decayed, Reuse
+from arsam.sampling import Budget, Sampling
 from arsam.wrapper import Several, Wrapper
 
 _P = ParamSpec("_P")
@@ -79,6 +82,37 @@ def check_numbers(passes: float | None, rho: float, rho_warmup: int, clip: float
         raise ValueError(f"clip must be > 0, or None for no clipping, got {clip}")
     if not eps > 0:
         raise ValueError(f"eps must be > 0, got {eps}")
+
+
+def check_model(model: Any, per_rank: bool) -> None:
+    """Raise TypeError for what is no module, ValueError for one that cannot keep the gradients of its ranks apart."""
+    if model is not None and not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    if per_rank and distributed.ranks() > 1 and not hasattr(model, "no_sync"):
+        raise ValueError("per_rank=True needs model to be the DistributedDataParallel module")
+
+
+def rules(passes: float | None, sampling: Sampling | None, reuse: Reuse | None) -> tuple[Sampling, Reuse]:
+    """The sampling and the reuse rule, given or by default.
+
+    Raises:
+        ValueError: `passes` and `sampling` are both given.
+    """
+    if sampling is not None:
+        if passes is not None:
+            raise ValueError("passes and sampling exclude each other: passes=1.2 is sampling=Budget(1.2)")
+        return sampling, Decayed() if reuse is None else reuse
+    return Budget(1.2 if passes is None else passes), Decayed("auto", None) if reuse is None else reuse
+
+
+def warn_of_half(parameters: list[Tensor]) -> None:
+    """Warn where w + e would round back to w."""
+    if any(p.dtype in functional.HALF for p in parameters):
+        warnings.warn(
+            "half-precision parameters: most of them round w + e back to w, so that the perturbation is lost; keep the"
+            " parameters in float32 and use torch.autocast",
+            stacklevel=4,  # the line that builds the optimizer
+        )
 
 
 def check_rules(sampling: Sampling, reuse: Reuse, per_rank: bool) -> None:

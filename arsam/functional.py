@@ -10,7 +10,7 @@ References:
 """
 
 # torch's foreach functions are public by use, underscore and all
-# pyright: reportPrivateUsage=false, reportPrivateImportUsage=false
+# pyright: reportPrivateUsage=false, reportPrivateImportUsage=false, reportUnknownMemberType=false
 
 from __future__ import annotations
 

@@ -5,10 +5,8 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, nullcontext
-from copy import deepcopy
 from typing import Any
 
 import torch
@@ -16,26 +14,17 @@ from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 
-from arsam import arguments, distributed, functional, saving, scaling, watch
+from arsam import arguments, distributed, saving, scaling, watch
 from arsam import ascent as ascents
 from arsam.ascent import Ascent
 from arsam.randomness import Randomness
 from arsam.reuse import Decayed, Reuse
-from arsam.sampling import Adaptive, Budget, Sampling
+from arsam.sampling import Adaptive, Sampling
+from arsam.schedule import Scheduled
 from arsam.second_pass import SecondPass
-from arsam.wrapper import Wrapper, bases_of
-
-_NO_ASCENT = (
-    "an ascent is due on this step, and step() was called without a closure: pass a closure that zeroes the gradients,"
-    " runs forward and backward and returns the loss, or run the second pass yourself inside `with optimizer.perturb():`"
-    " before step() whenever `optimizer.due` is true"
-)
-_NEVER_ASKED = (
-    "step() was called without a closure, and the loop has not asked `optimizer.due`; on some later step " + _NO_ASCENT
-)
 
 
-class ARSAM(Wrapper):
+class ARSAM(Scheduled):
     """Sharpness-aware minimization at close to the price of its base optimizer.
 
     On a step where `sampling` wants an ascent, the update uses g_s = grad L(w + e) with e = rho g / (||g||_2 + eps), two
@@ -90,7 +79,7 @@ class ARSAM(Wrapper):
 
     # GradScaler then leaves the unscaling to step(), which has the kept vector to unscale too
     _step_supports_amp_scaling = True
-    _transient = (*Wrapper._transient, "_second")
+    _transient = (*Scheduled._transient, "_second")
 
     @arguments.base_first
     def __init__(
@@ -110,49 +99,31 @@ class ARSAM(Wrapper):
         per_rank: bool = False,
     ) -> None:
         wrapped = arguments.checked_base(base)
-        if passes is not None and sampling is not None:
-            raise ValueError("passes and sampling exclude each other: passes=1.2 is sampling=Budget(1.2)")
         arguments.check_numbers(passes, rho, rho_warmup, clip, eps)
-        if model is not None and not isinstance(model, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-        if per_rank and distributed.ranks() > 1 and not hasattr(model, "no_sync"):
-            raise ValueError("per_rank=True needs model to be the DistributedDataParallel module")
-        if reuse is None:
-            reuse = Decayed("auto", None) if sampling is None else Decayed()
-        self.sampling: Sampling = sampling if sampling is not None else Budget(1.2 if passes is None else passes)
-        self.reuse: Reuse = reuse
+        arguments.check_model(model, per_rank)
+        sampling, self.reuse = arguments.rules(passes, sampling, reuse)
+        arguments.check_rules(sampling, self.reuse, per_rank)
         self.base = wrapped
         self.defaults = {**wrapped.defaults, "sam_rho": rho, "sam_adaptive": adaptive}
-        self.rho_warmup, self.clip, self.eps = rho_warmup, clip, eps
-        self.same_randomness, self.per_rank = same_randomness, per_rank
-        self._steps = self._ascents = self._reuses = 0
+        self._start(sampling, rho_warmup)
+        self.clip, self.eps, self.same_randomness, self.per_rank = clip, eps, same_randomness, per_rank
+        self._ascents = self._reuses = 0
         self._age = 0  # one-pass steps since the kept vectors were made
         self._kept: dict[Tensor, Tensor] = {}  # parameter -> kept vector, at least float32
         self._size: Tensor | None = None  # its norm
         self._pending: Ascent | None = None  # made by perturb(), taken in by step()
         self._losses: tuple[Any, Any] | None = None  # of its two passes, where a closure gave them
         self._perturbed = False
-        self._agreed = False  # the ranks share one schedule
-        self._asked = False  # the loop knows of ascents
         self._zeroing_unseen = 3  # first steps on which the closure is watched for zeroing the gradients
         self._before: Randomness | None = None  # the generators before a closure's first pass
-        self._loss_scale: Callable[[], float] | None = None  # asks for that of the present gradient, where it can be known
-        self._norm_read = False  # by the sampling rule, from a gradient whose scale was not known
-        self._observed = False  # the sampling rule has been told the norm of this step's gradient
         self._scaler = False  # the last step was a GradScaler's
         self._last = watch.LastAscent()
         self._model = model
-        arguments.check_rules(self.sampling, self.reuse, per_rank)
         arguments.claim_rule(self)
         self.__setstate__({})
         for group in wrapped.param_groups:
             self._complete(group)
-        if any(p.dtype in functional.HALF for p in self._parameters()):
-            warnings.warn(
-                "half-precision parameters: most of them round w + e back to w, so that the perturbation is lost; keep the"
-                " parameters in float32 and use torch.autocast",
-                stacklevel=3,  # the line that builds it
-            )
+        arguments.warn_of_half(self._parameters())
         self._agree()
 
     @classmethod
@@ -187,33 +158,6 @@ class ARSAM(Wrapper):
             self._second.leave()
             self._second = SecondPass(model, self._parameters, self._wanted, self.same_randomness)
 
-    def _agree(self) -> None:
-        """Give all ranks rank 0's schedule, once."""
-        if self._agreed or distributed.ranks() == 1:
-            return
-        distributed.share_schedule(self.sampling)
-        self._agreed = True
-
-    def _spacing(self) -> float | None:
-        return getattr(self.sampling, "spacing", None)
-
-    def _complete(self, group: dict[str, Any]) -> None:
-        """Give a group its own radius; "rho" and "adaptive", where no base means something by them, are the old names."""
-        theirs = {name for base in bases_of(self.base) for name in base.defaults}
-        for old, name in (("rho", "sam_rho"), ("adaptive", "sam_adaptive")):
-            if old in group and old not in theirs:
-                group[name] = group.pop(old)
-            group.setdefault(name, self.defaults[name])
-        if not group["sam_rho"] >= 0:
-            raise ValueError(f"rho must be >= 0, got {group['sam_rho']} in a parameter group")
-
-    def _radii(self) -> list[float]:
-        """rho min(1, t / rho_warmup) of each group, on the coming step t."""
-        share = min(1.0, self._steps / self.rho_warmup) if self.rho_warmup else 1.0
-        for group in self.base.param_groups:
-            self._complete(group)
-        return [group["sam_rho"] * share for group in self.base.param_groups]
-
     @property
     def stats(self) -> dict[str, Any]:
         """Counts so far, and how the last ascent changed loss and gradient; reading it may wait for the device.
@@ -228,55 +172,10 @@ class ARSAM(Wrapper):
         counts = {"steps": self._steps, "ascents": self._ascents, "reuses": self._reuses, "passes_per_step": passes}
         return {**counts, **self._last.read()}
 
-    def __repr__(self) -> str:
-        rules = f"sampling={saving.shown(self.sampling)}, reuse={saving.shown(self.reuse)}"
-        return f"{type(self).__name__}({rules}, rho={self.defaults['sam_rho']}, base={self.base!r})"
-
-    @property
-    def due(self) -> bool:
-        """Will the coming step want a second pass? With a rule that reads gradients, ask after the backward pass."""
-        own = self._own()
-        own._asked = True
-        return own._is_due()
-
-    def _own(self) -> ARSAM:
-        """This optimizer, also if a wrapper asks that inherits from the class of what it wraps: Lightning's and Fabric's do."""
-        return vars(self).get("_optimizer", self)
-
-    def _is_due(self) -> bool:
-        return any(rho > 0 for rho in self._radii()) and self.sampling.due(self._steps, self._gradient_norm)
-
-    def _may_ascend(self) -> bool:
-        """As `_is_due`, before there is a gradient."""
-        return self._reads_gradient or self._is_due()
-
-    def _wanted(self) -> bool:
-        return self._steps == 0 or self._may_ascend()
-
-    @property
-    def _reads_gradient(self) -> bool:
-        return getattr(self.sampling, "reads_gradient", False)
-
     @property
     def perturbed(self) -> bool:
         """Is the second pass under way? For a model's own forward, which may have a queue or a momentum encoder to guard."""
         return self._perturbed
-
-    def _gradient_norm(self) -> Tensor:
-        self._norm_read = self._loss_scale is None
-        scale = 1.0 if self._loss_scale is None else self._loss_scale()
-        return functional.global_norm([p.grad for p in self._parameters() if p.grad is not None]) / scale
-
-    def _observe(self) -> None:
-        """Tell a sampling rule that reads gradients the norm of this step's, once a step."""
-        if self._reads_gradient and not self._observed:
-            self.sampling.observe(self._gradient_norm())
-            self._observed = True
-
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group to the base optimizer; "sam_rho" and "sam_adaptive" default to this optimizer's."""
-        self.base.add_param_group(param_group)
-        self._complete(self.base.param_groups[-1])
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """As torch's; outside of a second pass, what was left of a step that was not finished goes as well."""
@@ -368,16 +267,16 @@ class ARSAM(Wrapper):
         self._agree()
         found_inf: Tensor | None = getattr(self, "found_inf", None)  # set, with grad_scale, by GradScaler.step
         self._scaler = found_inf is not None
-        if found_inf is not None and not self._unscaled(closure, found_inf):
+        if found_inf is not None and not scaling.bring_to_units(self, closure, found_inf):
             return None
         loss = None
         if closure is not None:
             loss = self._passes(closure)
         elif self._pending is None:
             if not self._asked and self._spacing() != math.inf and any(g["sam_rho"] > 0 for g in self.base.param_groups):
-                raise RuntimeError(_NEVER_ASKED)
+                raise RuntimeError(watch.NEVER_ASKED)
             if self._is_due():
-                raise RuntimeError(_NO_ASCENT)
+                raise RuntimeError(watch.NO_ASCENT)
         self._observe()
         ascent, self._pending = self._pending, None
         self._observed = self._norm_read = False
@@ -394,19 +293,6 @@ class ARSAM(Wrapper):
         self._ascents += ascent is not None
         self._second.forget()
         return loss
-
-    def _unscaled(self, closure: Callable[[], Any] | None, found_inf: Tensor) -> bool:
-        """Bring all to the units of the loss; False if the step is to be left out."""
-        if closure is not None:
-            raise RuntimeError(scaling.CLOSURE_UNDER_SCALER)
-        norm_read, self._norm_read = self._norm_read, False
-        if norm_read:
-            raise RuntimeError(scaling.NORM_SCALED)
-        grad_scale: Tensor | None = getattr(self, "grad_scale", None)
-        if scaling.unscale_step(self._parameters(), self._pending, found_inf, grad_scale):
-            return True
-        self._pending, self._observed = None, False
-        return False
 
     def _passes(self, closure: Callable[[], Any], loss_scale: Callable[[], float] | None = None) -> Any:
         """The first pass and, if it is due, the second; returns the loss of the first."""
@@ -457,35 +343,12 @@ class ARSAM(Wrapper):
             self._kept = {}
 
     def _state(self) -> dict[str, Any]:
-        index = {p: i for i, p in enumerate(self._parameters())}
-        state: dict[str, Any] = self.base.state_dict()
-        state["arsam"] = {
-            "version": saving.VERSION,
-            "steps": self._steps,
-            "ascents": self._ascents,
-            "reuses": self._reuses,
-            "age": self._age,
-            "kept": {index[p]: x for p, x in self._kept.items()},
-            "size": float(self._size) if self._kept and self._size is not None else None,
-            "last": self._last.read(),
-            "rho_warmup": self.rho_warmup,
-            "rules": [saving.shown(self.sampling), saving.shown(self.reuse)],
-            "sampling": self.sampling.state_dict(),
-        }
+        state = {**self.base.state_dict(), "arsam": saving.state_of(self)}
         asking = saving.asking_checkpoint()
         return state if asking is None else saving.by_parameter(state, self._parameters(), asking)
 
     def _load(self, state_dict: dict[str, Any]) -> None:
-        state = saving.from_parameters(state_dict) if saving.is_by_parameter(state_dict) else dict(state_dict)
-        if "arsam" not in state:
-            raise ValueError(
-                'the state has no entry "arsam", so it is a plain optimizer\'s; to start ARSAM from it, load it into'
-                " optimizer.base"
-            )
-        own = state.pop("arsam")
-        self._check_rules(own["rules"])
-        self.base.load_state_dict(state)
-        self._load_own(own)
+        saving.load(self, state_dict)
 
     def _check_rules(self, rules: list[str]) -> None:
         """Raise ValueError if a state made with these sampling and reuse rules is not for this optimizer."""
@@ -493,19 +356,4 @@ class ARSAM(Wrapper):
 
     def _load_own(self, own: dict[str, Any]) -> None:
         """The part of a `state_dict` that is not the base optimizer's."""
-        parameters = self._parameters()
-        for group in self.base.param_groups:
-            self._complete(group)
-        self._steps, self._ascents, self._reuses = own["steps"], own["ascents"], own["reuses"]
-        self._age, self._pending = own["age"], None
-        self.rho_warmup = own.get("rho_warmup", self.rho_warmup)
-        kept: dict[int, Tensor] = own["kept"]
-        self._kept = {parameters[i]: x.detach().clone().to(parameters[i].device) for i, x in kept.items()}
-        self._size = None
-        if self._kept:
-            size = functional.global_norm(list(self._kept.values()))
-            self._size = size if own.get("size") is None else torch.full_like(size, own["size"])
-        self._last.load(own.get("last", self._last.read()))
-        self.sampling.load_state_dict(deepcopy(own["sampling"]))
-        self._agreed = False
-        self._agree()
+        saving.load_into(self, own)

@@ -82,14 +82,14 @@ class Recording:
         self.recorded: list[Randomness] = []
         self._next: int | None = None  # the call that comes in the second pass; None outside of it
 
-    def forward(self, snapshot: Callable[[], Randomness] | None) -> None:
+    def forward(self, snapshot: Callable[[], Randomness | None] | None) -> None:
         """The model is called; ``snapshot`` makes the record, None: none is wanted."""
         if self._next is not None:
             if self._next < len(self.recorded):
                 self.recorded[self._next].restore()
             self._next += 1
-        elif snapshot is not None:
-            self.recorded.append(snapshot())
+        elif snapshot is not None and (made := snapshot()) is not None:
+            self.recorded.append(made)
 
     def forget(self) -> None:
         """A new step begins."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import sys
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -25,8 +26,8 @@ _CHECKPOINT = "torch.distributed.checkpoint.state_dict"
 
 def settings_of(rule: Any) -> dict[str, Any]:
     """A rule's public attributes that are plain values, without what its own state holds (a seed)."""
-    held = rule.state_dict() if hasattr(rule, "state_dict") else {}
-    plain = {
+    held: dict[str, Any] = rule.state_dict() if hasattr(rule, "state_dict") else {}
+    plain: dict[str, Any] = {
         n: list(v) if isinstance(v, tuple) else v for n, v in vars(rule).items() if not n.startswith("_") and n not in held
     }
     return {n: v for n, v in plain.items() if v is None or isinstance(v, (bool, int, float, str, list))}
@@ -45,6 +46,61 @@ def check_rules(saved: list[str], rules: list[str]) -> None:
             f"the state was made with {' and '.join(saved)}, this optimizer has {' and '.join(rules)}: build it with the same"
             " rules, or start without this state"
         )
+
+
+def state_of(optimizer: Any) -> dict[str, Any]:
+    """All that an ARSAM has beside its base's state: containers, numbers and tensors."""
+    index = {p: i for i, p in enumerate(optimizer._parameters())}
+    return {
+        "version": VERSION,
+        "steps": optimizer._steps,
+        "ascents": optimizer._ascents,
+        "reuses": optimizer._reuses,
+        "age": optimizer._age,
+        "kept": {index[p]: x for p, x in optimizer._kept.items()},
+        "size": float(optimizer._size) if optimizer._kept and optimizer._size is not None else None,
+        "last": optimizer._last.read(),
+        "rho_warmup": optimizer.rho_warmup,
+        "rules": [shown(optimizer.sampling), shown(optimizer.reuse)],
+        "sampling": optimizer.sampling.state_dict(),
+    }
+
+
+def load(optimizer: Any, state_dict: dict[str, Any]) -> None:
+    """Go on from a `state_dict`, in torch's form or in that of a distributed checkpoint.
+
+    Raises:
+        ValueError: it is a plain optimizer's, or was made with other rules.
+    """
+    state = from_parameters(state_dict) if is_by_parameter(state_dict) else dict(state_dict)
+    if _REST not in state:
+        raise ValueError(
+            'the state has no entry "arsam", so it is a plain optimizer\'s; to start ARSAM from it, load it into optimizer.base'
+        )
+    own = state.pop(_REST)
+    optimizer._check_rules(own["rules"])
+    optimizer.base.load_state_dict(state)
+    load_into(optimizer, own)
+
+
+def load_into(optimizer: Any, own: dict[str, Any]) -> None:
+    """Go on from a `state_of`; the base has its state already."""
+    parameters = optimizer._parameters()
+    for group in optimizer.param_groups:
+        optimizer._complete(group)
+    optimizer._steps, optimizer._ascents, optimizer._reuses = own["steps"], own["ascents"], own["reuses"]
+    optimizer._age, optimizer._pending = own["age"], None
+    optimizer.rho_warmup = own.get("rho_warmup", optimizer.rho_warmup)
+    kept: dict[int, Tensor] = own["kept"]
+    optimizer._kept = {parameters[i]: x.detach().clone().to(parameters[i].device) for i, x in kept.items()}
+    optimizer._size = None
+    if kept:
+        size = functional.global_norm(list(optimizer._kept.values()))
+        optimizer._size = size if own.get("size") is None else torch.full_like(size, own["size"])
+    optimizer._last.load(own.get("last", optimizer._last.read()))
+    optimizer.sampling.load_state_dict(deepcopy(own["sampling"]))
+    optimizer._agreed = False
+    optimizer._agree()
 
 
 def asking_checkpoint() -> dict[str, Any] | None:

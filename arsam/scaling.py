@@ -6,6 +6,8 @@ units of the loss when the gradients are.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -62,3 +64,21 @@ def unscale_step(parameters: list[Tensor], ascent: Ascent | None, found_inf: Ten
         if ascent is not None and ascent.scaled:
             unscale_(ascent, inverse)
     return True
+
+
+def bring_to_units(optimizer: Any, closure: Any, found_inf: Tensor) -> bool:
+    """A step of an ARSAM by ``GradScaler.step``: all in the units of the loss, or False where it is to be left out.
+
+    Raises:
+        RuntimeError: there is a closure, or a scale is not known.
+    """
+    if closure is not None:
+        raise RuntimeError(CLOSURE_UNDER_SCALER)
+    norm_read, optimizer._norm_read = optimizer._norm_read, False
+    if norm_read:
+        raise RuntimeError(NORM_SCALED)
+    grad_scale: Tensor | None = getattr(optimizer, "grad_scale", None)
+    if unscale_step(optimizer._parameters(), optimizer._pending, found_inf, grad_scale):
+        return True
+    optimizer._pending, optimizer._observed = None, False
+    return False

@@ -80,7 +80,7 @@ class SecondPass:
         after = self.randomness()
         parameters = self._parameters()
         own = set(parameters()) if parameters is not None else set[Tensor]()
-        others = [p for p in self.model.parameters() if p not in own] if self.model is not None else []
+        others: list[Tensor] = [p for p in self.model.parameters() if p not in own] if self.model is not None else []
         moving: list[str] = []
         drew = False
         try:

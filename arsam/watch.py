@@ -1,6 +1,6 @@
 """What an optimizer notices of its own steps: numbers of the last ascent, and mistakes that would otherwise be silent."""
 
-# pyright: reportPrivateUsage=false
+# pyright: reportPrivateUsage=false, reportUnknownMemberType=false
 
 from __future__ import annotations
 
@@ -16,6 +16,12 @@ from torch import Tensor, nn
 from arsam.functional import global_norm
 
 _LOW, _HIGH, _IN_A_ROW = 1e-3, 3.0, 20  # of ||PSF|| / ||g||, over so many ascents one after another
+NO_ASCENT = (
+    "an ascent is due on this step, and step() was called without a closure: pass a closure that zeroes the gradients,"
+    " runs forward and backward and returns the loss, or run the second pass yourself inside `with optimizer.perturb():`"
+    " before step() whenever `optimizer.due` is true"
+)
+NEVER_ASKED = "step() was called without a closure, and the loop has not asked `optimizer.due`; on some later step " + NO_ASCENT
 ZERO_PSF = (
     "the second pass gave exactly the gradient of the first, PSF = 0: the perturbation did not reach it. Half-precision weights"
     " round w + e back to w (keep them in float32, use torch.autocast); or the loss does not depend on these parameters (a copy"
@@ -108,7 +114,7 @@ class LastAscent:
         """Make numbers of what has come, and warn where they say that the radius or the second pass is far off."""
         if self._coming is None or (self._ready is not None and not self._ready.query() and not wait):
             return
-        first, second, psf, rise = self._coming.double().tolist()
+        first, second, psf, rise = (float(x) for x in self._coming)
         self._coming = self._ready = None
         cosine = (first**2 + second**2 - psf**2) / (2 * first * second) if first > 0 and second > 0 else math.nan
         self._known = {
