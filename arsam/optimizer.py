@@ -336,7 +336,7 @@ class ARSAM(Scheduled):
         self._age += 1
         pairs = [(p.grad, self._kept[p]) for p in self._parameters() if p.grad is not None and p in self._kept]
         if pairs:
-            told = (self._spacing(), self._size) if Reuse in type(self.reuse).__mro__ else ()
+            told: Any = (self._spacing(), self._size) if Reuse in type(self.reuse).__mro__ else ()
             self.reuse.mix_([g for g, _ in pairs], [x for _, x in pairs], self._age, *told)
             self._reuses += 1
         if self._age == self.reuse.horizon:

@@ -27,6 +27,7 @@ _CHECKPOINT = "torch.distributed.checkpoint.state_dict"
 def settings_of(rule: Any) -> dict[str, Any]:
     """A rule's public attributes that are plain values, without what its own state holds (a seed)."""
     held: dict[str, Any] = rule.state_dict() if hasattr(rule, "state_dict") else {}
+    attributes: dict[str, Any] = vars(rule)
     plain: dict[str, Any] = {
         n: list(v) if isinstance(v, tuple) else v for n, v in vars(rule).items() if not n.startswith("_") and n not in held
     }

@@ -28,7 +28,7 @@ class Scheduled(Wrapper):
 
     def _start(self, sampling: Sampling, rho_warmup: int) -> None:
         self.sampling, self.rho_warmup = sampling, rho_warmup
-        self._steps = 0
+        self._steps: int = 0
         self._agreed = False  # the ranks share one schedule
         self._asked = False  # the loop knows of ascents
         self._loss_scale: Callable[[], float] | None = None  # asks for that of the present gradient, where it can be known
