@@ -46,7 +46,7 @@ def checked_base(base: Any) -> Optimizer:
         ValueError: a parameter is in two of several.
     """
     several = isinstance(base, (list, tuple))
-    bases: list[Any] = list(base) if several else [base]
+    bases: list[Any] = [*base] if several else [base]
     for one in bases:
         name = type(one).__name__
         if not isinstance(one, Optimizer):

@@ -27,11 +27,10 @@ _CHECKPOINT = "torch.distributed.checkpoint.state_dict"
 def settings_of(rule: Any) -> dict[str, Any]:
     """A rule's public attributes that are plain values, without what its own state holds (a seed)."""
     held: dict[str, Any] = rule.state_dict() if hasattr(rule, "state_dict") else {}
-    attributes: dict[str, Any] = vars(rule)
-    plain: dict[str, Any] = {
-        n: list(v) if isinstance(v, tuple) else v for n, v in vars(rule).items() if not n.startswith("_") and n not in held
-    }
-    return {n: v for n, v in plain.items() if v is None or isinstance(v, (bool, int, float, str, list))}
+    attributes: dict[str, Any] = dict(vars(rule))
+    plain = {name: value for name, value in attributes.items() if not name.startswith("_") and name not in held}
+    settings = {name: [*value] if isinstance(value, tuple) else value for name, value in plain.items()}
+    return {name: value for name, value in settings.items() if isinstance(value, (bool, int, float, str, list, type(None)))}
 
 
 def shown(rule: Any) -> str:
