@@ -145,12 +145,12 @@ def test_the_base_steps_as_it_does_alone(name: str, rule: tuple[str, str]) -> No
     optimizer = make(name, params, *rule)
     replay = Replay(optimizer, INFOS[name].optim_cls)
     closure, calls = closure_of(optimizer, params), []
-    for _ in range(8):
+    for _ in range(5):
         optimizer.step(lambda: (calls.append(1), closure())[1])
     replay.check()
     stats = optimizer.stats
-    assert stats["steps"] == 8 and len(calls) == 8 + stats["ascents"]
-    assert stats["ascents"] == {"always": 8, "never": 0, "periodic": 3}.get(rule[0], stats["ascents"])
+    assert stats["steps"] == 5 and len(calls) == 5 + stats["ascents"]
+    assert stats["ascents"] == {"always": 5, "never": 0, "periodic": 2}.get(rule[0], stats["ascents"])
 
 
 @pytest.mark.parametrize(
@@ -211,7 +211,7 @@ def test_goes_in_the_right_direction(name: str, scheduled: bool, contiguous: boo
             closure = closure_of(optimizer, params)
             moving = [build(optimizer) for build in schedulers]
             before = float(closure().detach())
-            for _ in range(20):
+            for _ in range(10):
                 loss = optimizer.step(closure)
                 for scheduler in moving:
                     scheduler.step(*[float(loss.detach())] if isinstance(scheduler, lr_scheduler.ReduceLROnPlateau) else [])
@@ -346,7 +346,7 @@ def test_every_scheduler_moves_it_as_it_moves_the_base(scheduler: str) -> None:
         assert len({str(x) for x in seen[0]}) > 1
 
 
-@pytest.mark.parametrize("rule", [("always", "nothing"), ("periodic", "decayed"), ("periodic", "orthogonal")], ids=" ".join)
+@pytest.mark.parametrize("rule", [("periodic", "decayed"), ("periodic", "orthogonal")], ids=" ".join)
 @pytest.mark.parametrize("name", [name for name, info in INFOS.items() if info.supports_complex])
 def test_complex_weights_are_pairs_of_real_ones(name: str, rule: tuple[str, str]) -> None:
     """Beside a real tensor. Kills: a complex norm or coefficient; a perturbation or a projection of another pair of numbers."""
@@ -366,7 +366,7 @@ def test_complex_weights_are_pairs_of_real_ones(name: str, rule: tuple[str, str]
                 loss.backward()
                 return loss
 
-            for _ in range(4):
+            for _ in range(2):
                 optimizer.step(closure)
         torch.testing.assert_close(torch.view_as_real(as_complex[0].detach()), as_real[0].detach(), msg=str(settings))
         torch.testing.assert_close(as_complex[1], as_real[1], msg=str(settings))

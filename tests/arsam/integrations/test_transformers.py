@@ -140,6 +140,23 @@ def test_equals_the_plain_loop(case: str, tmp_path: Path) -> None:
     assert model.passes == (STEPS + 3) * settings.get("gradient_accumulation_steps", 1)
 
 
+def test_both_passes_draw_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kills: dropout masks of the second pass that are not the first's."""
+    masks: list[torch.Tensor] = []
+
+    class Dropped(Counted):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net.insert(3, torch.nn.Dropout(0.5))
+            self.net[3].register_forward_hook(lambda _, inputs, output: masks.append((output == 0) & (inputs[0] != 0)))
+
+    monkeypatch.setitem(globals(), "Counted", Dropped)
+    fit(Aware, tmp_path)
+    assert len(masks) == STEPS + 3
+    assert all(torch.equal(masks[i], masks[i + 1]) for i in (0, 6, 12))  # the ascents are at steps 0, 5 and 10
+    assert not torch.equal(masks[1], masks[2])
+
+
 def test_without_it_the_first_ascent_is_an_error(tmp_path: Path) -> None:
     """Kills: a step that silently goes without its ascent."""
     with pytest.raises(RuntimeError, match="an ascent is due"):
