@@ -90,6 +90,8 @@ MUTANTS = [
      "tests/arsam/test_loops.py::test_rho_rises"),
     ("a base's own rho taken", "arsam/schedule.py", "if old in group and old not in theirs:", "if old in group:",
      "tests/arsam/test_loops.py::test_a_base_with_a_rho_of_its_own"),
+    ("ascent left on a wrapper", "arsam/optimizer.py", "if self._own() is not self:", "if False:",
+     "tests/arsam/integrations/test_fabric.py::test_equals_the_plain_loop"),
 ]  # fmt: skip
 
 

@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 BLOCKS = {page.name: re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL) for page in PAGES}
 MARKDOWN = sorted(path for path in ROOT.rglob("*.md") if not {".venv", ".venv-mmpose", "runs", "build"} & set(path.parts))
-ANNOUNCED = {ROOT / "docs" / name for name in ("rho.md", "deploy.md")}  # pages that are being written
+ANNOUNCED = {ROOT / "docs" / name for name in ("deploy.md",)}  # pages that are being written
 FRAMEWORKS = {"accelerate", "lightning", "mmengine", "timm", "transformers"}
 _NAMESPACES: dict[str, tuple[int, dict[str, Any]]] = {}  # page -> blocks that have run, names
 

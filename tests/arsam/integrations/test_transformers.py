@@ -147,8 +147,8 @@ def test_both_passes_draw_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     class Dropped(Counted):
         def __init__(self) -> None:
             super().__init__()
-            self.net.insert(3, torch.nn.Dropout(0.5))
-            self.net[3].register_forward_hook(lambda _, inputs, output: masks.append((output == 0) & (inputs[0] != 0)))
+            self.net.append(torch.nn.Dropout(0.5))  # of numbers that are never 0 themselves
+            self.net[4].register_forward_hook(lambda _, inputs, output: masks.append((output == 0) & (inputs[0] != 0)))
 
     monkeypatch.setitem(globals(), "Counted", Dropped)
     fit(Aware, tmp_path)
