@@ -186,6 +186,13 @@ def fill(model: torch.nn.Module, state: dict[str, Any], path: Path) -> None:
     except (RuntimeError, TypeError, AttributeError) as error:
         first = " ".join(str(error).split())[:300]
         raise UserError(f"{path}: does not fit the model of this config: {first}") from error
+    if (name := not_finite(model)) is not None:
+        raise UserError(f"{path}: holds NaN or inf, first in {name}: its training has diverged; take an earlier checkpoint")
+
+
+def not_finite(model: torch.nn.Module) -> str | None:
+    """The first parameter with NaN or inf in it; None: there is none."""
+    return next((name for name, p in model.named_parameters() if not p.detach().isfinite().all()), None)
 
 
 def _renamed(wanted: dict[str, Any], state: dict[str, Any], path: Path) -> dict[str, Any]:

@@ -35,6 +35,8 @@ def named(name: object) -> Iterator[None]:
     Raises:
         UserError: it cannot be read.
     """
+    if isinstance(name, Path) and name.exists() and not name.is_file():  # a pipe would keep its reader waiting for ever
+        raise UserError(f"{name}: not a readable picture (it is no regular file); task.skip_broken=True trains without such")
     try:
         yield
     except UserError:

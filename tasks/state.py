@@ -18,7 +18,7 @@ from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 
 from arsam import ARSAM
-from tasks import distributed
+from tasks import checkpoint, distributed
 from tasks.config import Config, describe
 from tasks.errors import UserError
 from tasks.loading import Batches
@@ -183,6 +183,8 @@ class State:
         if saved.get("items", self._batches.items) != self._batches.items:
             raise UserError(f"the run was begun with {saved['items']} training items, here are {self._batches.items}")
         self.model.load_state_dict(saved["model"])
+        if (name := checkpoint.not_finite(self.model)) is not None:
+            raise ValueError(f"NaN or inf in {name}")
         if self.average is not None:
             self.average.module.load_state_dict(saved["average"])
             self.average.count = int(saved["averaged"])

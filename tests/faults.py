@@ -26,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 
 from tasks import checkpoint, engine, log
+from tasks.config import Config
 from tasks.errors import UserError
 from tests.tasks import toy
 
@@ -33,12 +34,13 @@ CONFIG = dataclasses.replace(toy.config, epochs=3, ema=0.9)
 FILES = {"run.json", "metrics.jsonl", "last.pt", "best.pt", "result.json", "curves.png"}
 
 
-def start(out: Path, before: Callable[[], None] = lambda: None) -> int:
+def start(out: Path, before: Callable[[], None] = lambda: None, config: Config = CONFIG) -> int:
     """Fork a run, which resumes where there is something to resume; the child's process id.
 
     Args:
         out: the run's folder.
         before: called in the child first.
+        config: of the run.
     """
     pid = os.fork()
     if pid:
@@ -51,7 +53,7 @@ def start(out: Path, before: Callable[[], None] = lambda: None) -> int:
         log.draw_curves = lambda path, *_: path.write_text("no picture")
         log._commit = lambda: None
         before()
-        engine.train(CONFIG, out, device=torch.device("cpu"), resume=(out / "run.json").exists(), name="toy")
+        engine.train(config, out, device=torch.device("cpu"), resume=(out / "run.json").exists(), name="toy")
         code = 0
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -112,6 +114,25 @@ def no_file_above(size: int) -> Callable[[], None]:
     return arm
 
 
+def nobody_reads() -> None:
+    """Makes the run print into a pipe that is closed."""
+    read, write = os.pipe()
+    os.close(read)
+    sys.stdout = os.fdopen(write, "w")
+
+
+def full_at_evaluation() -> None:
+    """Makes the second evaluation find no room for what it writes."""
+    evaluate, calls = engine.evaluate, iter(range(10**9))
+
+    def fail(*arguments: Any) -> dict[str, float]:
+        if next(calls) == 1:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return evaluate(*arguments)
+
+    engine.evaluate = fail
+
+
 def differences(whole: Path, other: Path) -> Iterator[str]:
     """Where a run's records and weights differ from the uninterrupted run's, times aside."""
     names = {path.name for path in other.iterdir()}
@@ -137,15 +158,22 @@ def _different(a: Any, b: Any, where: str) -> Iterator[str]:
         yield where
 
 
-def killed_and_resumed(whole: Path, out: Path, seconds: float | None, before: Callable[[], None] = lambda: None) -> list[str]:
-    """What differs after a kill, `seconds` after the start or by the child itself, and a resume to the end."""
-    pid = start(out, before)
+def killed_and_resumed(
+    whole: Path,
+    out: Path,
+    seconds: float | None,
+    before: Callable[[], None] = lambda: None,
+    number: int = signal.SIGKILL,
+    config: Config = CONFIG,
+) -> list[str]:
+    """What differs after a signal, `seconds` after the start or by the child itself, and a resume to the end."""
+    pid = start(out, before, config)
     if seconds is not None:
         time.sleep(seconds)
         with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+            os.kill(pid, number)
     finish(pid)
-    if (code := finish(start(out))) != 0:
+    if (code := finish(start(out, config=config))) != 0:
         return [f"the resumed run ended with {code}: {out.with_suffix('.err').read_text()}"]
     return list(differences(whole, out))
 
@@ -179,7 +207,21 @@ def main(kills: int) -> int:
         print(f"{good} of {len(boundaries)}: killed just before or after a rename, resumed, bitwise the same", flush=True)
         bad += len(boundaries) - good
 
+        often = dataclasses.replace(CONFIG, save_every=1e-9)
+        assert finish(start(root / "often", config=often)) == 0
         trials = max(kills // 3, 1)
+        for title, number, config, reference in (("hung up", signal.SIGHUP, CONFIG, "whole"), ("killed between two of many"
+                                                 " checkpoints", signal.SIGKILL, often, "often")):  # fmt: skip
+            good = sum(judge(f"{title} after {s:.3f} s",
+                             killed_and_resumed(root / reference, root / f"{number}-{i}", s, number=number, config=config))
+                       for i, s in enumerate(moments[:trials]))  # fmt: skip
+            print(f"{good} of {trials}: {title} at random moments, resumed, bitwise the same", flush=True)
+            bad += trials - good
+        for act in (nobody_reads, full_at_evaluation):
+            lost = not judge(act.__name__, killed_and_resumed(root / "whole", root / act.__name__, None, act))
+            print(f"{int(not lost)} of 1: {act.__name__.replace('_', ' ')}, resumed, bitwise the same", flush=True)
+            bad += lost
+
         good = 0
         for seed in range(trials):
             out = root / f"full-{seed}"

@@ -118,11 +118,11 @@ def read_picture(path: Path, max_pixels: int = pictures.MAX_PIXELS, *, turned: b
     Raises:
         UserError: missing, cut off, of too many pixels, or no picture.
     """
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: no such picture ({error.strerror})") from error
     with pictures.named(path):
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise UserError(f"{path}: no such picture ({error.strerror})") from error
         pictures.check(content, max_pixels)
         how = cv2.IMREAD_COLOR if turned else cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
         picture = cv2.imdecode(np.frombuffer(content, np.uint8), how)

@@ -158,8 +158,11 @@ def write(path: Path, picture: Picture) -> None:
     Raises:
         OSError: it cannot be written.
     """
-    if not cv2.imwrite(str(path), cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)):
-        raise OSError(f"{path}: cannot be written")
+    # OpenCV ends the process at some names, and says nothing of a full disk: Python writes.
+    done, content = cv2.imencode(path.suffix, cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+    if not done:
+        raise OSError(f"{path}: cannot be encoded")
+    path.write_bytes(content.tobytes())
 
 
 def error_picture(path: Path, report: dict[str, Any], joints: Joints = COCO) -> None:

@@ -54,7 +54,8 @@ def write_split(root: Path, split: str, count: int, rng: np.random.Generator) ->
         picture, keypoints, mask = draw(rng)
         height, width = picture.shape[:2]
         name = f"{number:012d}.jpg"
-        cv2.imwrite(str(pictures / name), picture, [cv2.IMWRITE_JPEG_QUALITY, 92])
+        content = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, 92])[1]
+        (pictures / name).write_bytes(content.tobytes())
         images.append({"id": number, "file_name": name, "width": width, "height": height})
         inside = (keypoints >= 0).all(axis=1) & (keypoints[:, 0] < width) & (keypoints[:, 1] < height)
         ys, xs = np.nonzero(mask)

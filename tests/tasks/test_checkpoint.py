@@ -50,3 +50,23 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     with pytest.raises(Exception, match="pickle"):
         checkpoint.save(tmp_path / "a.pt", {"x": threading.Lock()})
     assert torch.equal(checkpoint.load(tmp_path / "a.pt")["x"], torch.ones(2))
+
+
+def test_weights_that_are_no_numbers(tmp_path: Path) -> None:
+    """Kills: an evaluation of a network that has diverged, and its traceback."""
+    model = toy.Toy().build()
+    state = model.state_dict()
+    state["3.bias"] = torch.full_like(state["3.bias"], float("nan"))
+    checkpoint.save(tmp_path / "bad.pt", dict(state))
+    with pytest.raises(UserError, match=r"bad\.pt: holds NaN or inf, first in 3\.bias"):
+        checkpoint.load_weights(toy.Toy().build(), tmp_path / "bad.pt")
+
+
+def test_one_file_with_two_names(tmp_path: Path) -> None:
+    """Twice too, and where there are no hard links. Kills: a leftover of renaming a file to itself."""
+    checkpoint.save(tmp_path / "last.pt", {"x": torch.ones(2)})
+    for _ in range(2):
+        checkpoint.share(tmp_path / "last.pt", tmp_path / "best.pt")
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["best.pt", "last.pt"]
+    checkpoint.save(tmp_path / "last.pt", {"x": torch.zeros(2)})
+    assert torch.equal(checkpoint.load(tmp_path / "best.pt")["x"], torch.ones(2)), "a new last.pt is another file"

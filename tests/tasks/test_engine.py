@@ -165,3 +165,27 @@ def test_evaluation_every_n_epochs(tmp_path: Path) -> None:
 def _no_leftovers(tmp_path: Path) -> Iterator[None]:
     yield
     shutil.rmtree(tmp_path, ignore_errors=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class Torn(toy.Toy):
+    """One of its items cannot be read."""
+
+    def dataset(self, split: str) -> Any:
+        """The toy's, and a hole."""
+        points = super().dataset(split)
+
+        class Holed(toy.Points):
+            def __getitem__(self, index: int) -> dict[str, Tensor]:
+                if split == "train" and index == max(toy.keys(3))[1]:
+                    raise UserError("no such picture")
+                return super().__getitem__(index)
+
+        return Holed(points.count)
+
+
+def test_steps_before_an_item_that_cannot_be_read_are_kept(tmp_path: Path) -> None:
+    """Kills: an error that costs the steps since the last epoch's end."""
+    with pytest.raises(UserError, match="no such picture"):
+        toy.run(tmp_path, task=Torn(), epochs=2)
+    assert toy.weights(tmp_path)["progress"]["step"] == 3

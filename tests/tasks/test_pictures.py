@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from tasks import pictures
 from tasks.classification.task import Classification
 from tasks.errors import UserError
 from tasks.pose import sample
+from tasks.pose.data import read_picture
 from tasks.pose.task import PoseTask
 from tests import fuzz
 from tests.tasks import toy
@@ -112,3 +114,11 @@ def test_overrides_never_crash(value: str, name: str) -> None:
 def test_fuzz_for_a_moment(capsys: pytest.CaptureFixture[str]) -> None:
     """A few hundred mutilated inputs of every kind; `make fuzz` goes on for longer."""
     assert fuzz.main(8, seed=4) == 0, capsys.readouterr().out
+
+
+def test_a_pipe_is_no_picture(tmp_path: Path) -> None:
+    """Kills: a reader that waits for ever."""
+    os.mkfifo(tmp_path / "a.jpg")
+    for path in (tmp_path / "a.jpg", Path("/dev/zero")):
+        with pytest.raises(UserError, match="not a readable picture \\(it is no regular file"):
+            read_picture(path)
