@@ -114,7 +114,7 @@ class LastAscent:
         """Make numbers of what has come, and warn where they say that the radius or the second pass is far off."""
         if self._coming is None or (self._ready is not None and not self._ready.query() and not wait):
             return
-        first, second, psf, rise = (float(x) for x in self._coming)
+        first, second, psf, rise = self._coming.tolist()
         self._coming = self._ready = None
         cosine = (first**2 + second**2 - psf**2) / (2 * first * second) if first > 0 and second > 0 else math.nan
         self._known = {

@@ -239,7 +239,7 @@ CASES: list[tuple[list[str], str]] = [
     (["train", SMALL, "sharpness.sampling=Tail(fracton=0.3)"], "Tail has no argument fracton"),
     ([*POSE, "task.root=W/people", "optimizer.lr=-1"], "Invalid learning rate"),
     ([*POSE, "task.root=W/people", "sharpness.rho=-1"], "rho must be >= 0"),
-    ([*POSE, "task.root=W/people", "sharpness.sampling.window=3"], "window must be >= 2"),
+    ([*POSE, "task.root=W/people", "sharpness.sampling=Adaptive(window=3)"], "window must be >= 2"),
     ([*POSE, "task.root=W/people", "sharpness.sampling=Tail()"], "fraction"),
     # arguments
     (["train", SMALL, "--seed", "x"], "argument --seed: invalid int value"),

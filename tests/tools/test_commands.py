@@ -206,7 +206,7 @@ def test_interrupt_writes_a_checkpoint(number: signal.Signals, people: Path, tmp
         ([SMALL, "task.root=list"], "not a COCO annotation file"),
         ([SMALL, "task.root=empty"], "nobody to learn from"),
         ([SMALL, "task.root=PEOPLE", "sharpness.rho=-1"], "rho must be >= 0"),
-        ([SMALL, "task.root=PEOPLE", "sharpness.sampling.window=3"], "window must be >= 2"),
+        ([SMALL, "task.root=PEOPLE", "sharpness.sampling=Adaptive(window=3)"], "window must be >= 2"),
         ([SMALL, "task.root=PEOPLE", "sharpness.sampling=Tail()"], "fraction"),
         ([SMALL, "task.root=PEOPLE", "optimizer.lr=-1"], "Invalid learning rate"),
         ([SMALL, "task.root=PEOPLE", "task.weights=gone.pth"], "gone.pth: no such checkpoint"),
