@@ -1,4 +1,4 @@
-"""A float pose network as an ONNX file: python tools/export.py CONFIG --checkpoint runs/NAME/best.pt"""
+"""A float network as an ONNX file: python tools/export.py CONFIG --checkpoint runs/NAME/best.pt"""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from pathlib import Path
 import cli
 
 from tasks import folder
+from tasks.classification import deployed as classifiers
+from tasks.classification.task import Classification
 from tasks.errors import UserError
 from tasks.pose import deployed
 from tasks.pose.task import PoseTask
@@ -24,14 +26,15 @@ def main() -> None:
     arguments = parser.parse_intermixed_args()
     path, config = cli.load_config(arguments.words, sample=arguments.sample)
     task = config.task
-    if not isinstance(task, PoseTask):
-        raise UserError(f"{path}: not a config of the pose task; tools/quantize.py writes the files of classifiers")
+    if not isinstance(task, (PoseTask, Classification)):
+        raise UserError(f"{path}: not a config of the pose task or of image classification")
     out = arguments.out or arguments.checkpoint.with_suffix(".onnx")
     if out.suffix.lower() != ".onnx":
         raise UserError(f"{out}: an ONNX file is named *.onnx; name another --out")
     if out.exists() and not arguments.overwrite:
         raise UserError(f"{out}: is there already; name another --out, or --overwrite")
-    task, network = deployed.loaded(task, arguments.checkpoint)
+    load = deployed.loaded if isinstance(task, PoseTask) else classifiers.load
+    task, network = load(task, arguments.checkpoint)  # type: ignore[arg-type]
     if task.quantized:
         raise UserError(f"{path}: has task.weight_bits; tools/quantize.py writes low-bit files")
     with folder.required(out):
@@ -42,9 +45,8 @@ def main() -> None:
             if apart > TOLERANCE:
                 raise UserError(f"{out}: ONNX Runtime's answers differ from torch's by {apart:.1e} of the largest; not written")
             written.rename(out)
-    width, height = task.codec.input_size
-    size = out.stat().st_size / 1e6
-    print(f"{out}: {size:.2f} MB, {width}x{height}, {len(task.joint_set())} keypoints; {apart:.1e} from torch's answers")
+    *_, height, width = task.example().shape
+    print(f"{out}: {out.stat().st_size / 1e6:.2f} MB, for {width}x{height} pixels; {apart:.1e} from torch's answers")
 
 
 if __name__ == "__main__":

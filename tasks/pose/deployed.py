@@ -19,6 +19,7 @@ from tasks.pose.codec import Heatmap, SimCC
 from tasks.pose.joints import Joints, same_names
 from tasks.pose.task import PoseTask
 from tasks.quant import export
+from tasks.quant.lowbit import LowBit
 from tasks.quant.runtime import InRuntime
 
 _CODECS: dict[str, Any] = {codec.__name__: codec for codec in (Heatmap, SimCC)}
@@ -76,7 +77,7 @@ def _described(held: onnx.ModelProto, file: Path) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def write(task: PoseTask, model: nn.Module, file: Path) -> float:
+def write(task: LowBit, model: nn.Module, file: Path) -> float:
     """Write a float network as an ONNX file with what its user must know, and compare the two.
 
     Args:
@@ -88,11 +89,7 @@ def write(task: PoseTask, model: nn.Module, file: Path) -> float:
         The largest difference of the answers on noise, as a share of the largest answer.
     """
     model.eval()
-    width, height = task.codec.input_size
-    noise = torch.randn(2, 3, height, width, generator=torch.Generator().manual_seed(0))
-    export.export(model, file, [noise.numpy()])
-    held = onnx.load(file)
-    onnx.helper.set_model_props(held, {key: json.dumps(value) for key, value in task.about().items()})
-    onnx.save(held, file)
+    noise = torch.randn(2, *task.example().shape[1:], generator=torch.Generator().manual_seed(0))
+    export.export(model, file, [noise.numpy()], about={**task.about(), "task": task.name})  # type: ignore[attr-defined]
     expected, found = model(noise).numpy(), InRuntime(file)(noise).numpy()
     return float(np.abs(found - expected).max() / max(np.abs(expected).max(), 1e-12))

@@ -102,7 +102,9 @@ def _training(result: dict[str, Any]) -> list[str]:
 
 
 def _input(about: dict[str, Any]) -> list[str]:
-    facts = {key: value for key, value in about.items() if key not in ("classes", "task", "version") and value is not None}
+    facts = {
+        key: value for key, value in about.items() if key not in ("classes", "joints", "task", "version") and value is not None
+    }
     names = about.get("classes")
     told = [f"- classes: {len(names)}, from {names[0]} to {names[-1]}"] if names else []
     return [f"- input: {', '.join(f'{key} {value}' for key, value in facts.items())}", *told] if facts else told
