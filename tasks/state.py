@@ -188,6 +188,10 @@ class State:
         if self.average is not None:
             self.average.module.load_state_dict(saved["average"])
             self.average.count = int(saved["averaged"])
+        own = self.optimizer.state_dict().get("arsam")
+        if own is not None and saved["config"]["epochs"] != self._config.epochs:
+            # The configs agree, and so do the rules, but for the number of steps that some are given.
+            saved["optimizer"]["arsam"]["rules"] = own["rules"]
         self.optimizer.load_state_dict(saved["optimizer"])
         self.scaler.load_state_dict(saved["scaler"])
         if distributed.rank() < len(saved["rng"]):

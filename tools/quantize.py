@@ -6,6 +6,7 @@ With epochs=0: calibration and the file alone, without training.
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import cli
@@ -54,7 +55,11 @@ def main() -> None:
             resume=resume,
             say=lambda line: print(line, flush=True),
         )
-        result = {**stages.run(run), "machine": log.environment(device)}
+        try:
+            result = {**stages.run(run), "machine": log.environment(device)}
+        except KeyboardInterrupt:
+            print(f"what is done is kept in {out}; go on with:\n  {cli.going_on(out)}", file=sys.stderr)
+            raise
         print()
         with folder.required(out):
             print(report.write(out, result))

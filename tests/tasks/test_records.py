@@ -5,12 +5,15 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from arsam import ARSAM
+from arsam.sampling import Budget, GradientNorm, Tail
 from tasks import checkpoint, log
 from tasks.errors import UserError
 from tasks.step import Step
@@ -149,6 +152,14 @@ def test_a_tampered_last_pt(tmp_path: Path, where: str, value: Any) -> None:
     checkpoint.save(tmp_path / "last.pt", saved)
     with pytest.raises(UserError, match=r"last\.pt: not the checkpoint of a run of this version"):
         toy.run(tmp_path, epochs=3, resume=True)
+
+
+@pytest.mark.parametrize("rule", [partial(Tail, 0.3), partial(Budget, 1.2), partial(GradientNorm, 1, -1)])
+def test_more_epochs_with_a_rule_that_knows_their_number(tmp_path: Path, rule: Any) -> None:
+    """Kills: a rule's total_steps taken for another rule."""
+    sharpness = partial(ARSAM, rho=0.1, sampling=rule)
+    toy.run(tmp_path, epochs=1, sharpness=sharpness)
+    assert toy.run(tmp_path, epochs=2, sharpness=sharpness, resume=True)["steps"] == 10
 
 
 def test_a_tampered_momentum(tmp_path: Path) -> None:
