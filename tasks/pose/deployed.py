@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,11 +38,23 @@ def loaded(task: PoseTask, file: Path) -> tuple[PoseTask, nn.Module]:
     """
     if file.suffix.lower() == ".onnx":
         return _of_file(task, file)
+    if _is_udp(file):
+        raise UserError(
+            f"{file}: trained with UDP's geometry (arXiv 1911.07524), which this project does not decode: its joints would lie "
+            "beside the right ones; use a checkpoint without UDP, or start a training from it with task.weights="
+        )
     state = starting.unwrapped(checkpoint.weights(file))
     task = task.as_trained(state)
     model = task.build()
     checkpoint.fill(model, state, file)
     return task, model
+
+
+def _is_udp(file: Path) -> bool:
+    """Does a checkpoint of mmpose's say, in its config or its name, that it was trained with UDP? The tensors look the same."""
+    meta = checkpoint.load(file).get("meta")
+    settings = str(meta) if isinstance(meta, dict) else ""
+    return re.search(r"UDPHeatmap|use_udp=True", settings) is not None or "udp" in re.split(r"[^a-z]+", file.stem.lower())
 
 
 def _of_file(task: PoseTask, file: Path) -> tuple[PoseTask, nn.Module]:

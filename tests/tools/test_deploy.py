@@ -162,6 +162,20 @@ def test_mistakes(
     assert len(error.strip().splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    ("name", "meta"),
+    [("w32_udp-8xb64.pth", {}), ("a.pth", {"cfg": "codec = dict(type='UDPHeatmap')"}), ("b.pth", {"config": "use_udp=True"})],
+)
+def test_udp_is_told_apart(
+    world: Path, name: str, meta: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its tensors look the same and its joints lie elsewhere. Kills: poses that are silently beside the right ones."""
+    torch.save({"meta": meta, "state_dict": torch.load(world / "best.pt")}, world / name)
+    arguments = [SMALL, *TINY, "--checkpoint", name, "0.png", "--out", "udp"]
+    assert inside("predict", *arguments, cwd=world, monkeypatch=monkeypatch) == 2
+    assert f"{name}: trained with UDP's geometry" in capsys.readouterr().err
+
+
 class Found(torch.nn.Module):
     """Answers as torchvision's detectors do: corners, labels, scores."""
 
