@@ -270,6 +270,12 @@ def _code(main: Callable[[], None]) -> int:
             name = os.fsdecode(error.filename) if isinstance(error.filename, (str, bytes)) else error.filename
             print(f"error: {name}: {error.strerror}", file=sys.stderr)
             return 2
+        if isinstance(error, RuntimeError) and "DataLoader worker" in str(error):  # torch tells of it wherever we are
+            print(
+                "error: num_workers: a loader process was killed; fewer workers or a smaller batch_size will do",
+                file=sys.stderr,
+            )
+            return 2
         if _out_of_memory(error):
             first = " ".join(str(error).split())[:200]
             print(f"error: out of memory; lower batch_size, or raise accumulate ({first})", file=sys.stderr)
