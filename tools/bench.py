@@ -11,8 +11,8 @@ import torch
 from benchmarks.compare import figures, front, readme, records, study, tables
 from benchmarks.compare.suites import SUITES
 from benchmarks.speed.loop_cost import loop_cost
+from benchmarks.speed.low_bit import quant
 from benchmarks.speed.overhead import overhead
-from benchmarks.speed.step_cost import step_cost
 from tasks import distributed, log
 from tasks.errors import UserError
 
@@ -55,7 +55,7 @@ def main() -> None:
     """Parse and run."""
     parser = argparse.ArgumentParser(description=__doc__)
     commands = parser.add_subparsers(required=True)
-    for name, measure in (("overhead", overhead), ("quant", step_cost), ("loop", loop_cost)):
+    for name, measure in (("overhead", overhead), ("quant", quant), ("loop", loop_cost)):
         command = commands.add_parser(name, help=measure.__doc__)
         command.add_argument("--rounds", type=int, default=20, help="default: %(default)s")
         command.add_argument("--device", default="cpu", help="default: %(default)s")

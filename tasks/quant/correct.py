@@ -45,8 +45,7 @@ def correct_statistics(model: nn.Module, reference: nn.Module, batches: Iterable
     References:
         Bias correction: arXiv 1906.04721, section 4.2.
     """
-    norms = {n: m for n, m in model.named_modules() if isinstance(m, _BatchNorm) and m.running_mean is not None}
-    layers = {n: m for n, m in model.named_modules() if isinstance(m, QuantLayer) and m.layer.bias is not None}
+    norms, layers = _with_statistics(model), _with_bias(model)
     twins = dict(reference.named_modules())
     seen: dict[str, tuple[Tensor, Tensor]] = {}  # of the float model on the batch: mean and variance
     sums: dict[str, list[Tensor | float]] = defaultdict(lambda: [0.0, 0.0, 0.0])
@@ -93,13 +92,25 @@ def correct_statistics(model: nn.Module, reference: nn.Module, batches: Iterable
             _set_statistics(
                 norms[name], (mean, variance), *(torch.zeros_like(mean), torch.ones_like(mean), torch.ones_like(mean))
             )
-    for name, norm in norms.items():
-        if name in sums:
-            shift, var_q, var_f = sums[name]
-            _set_statistics(norm, before[name], shift / pictures, var_q, var_f)  # type: ignore[arg-type, operator]
-    for name, layer in layers.items():
-        if name in sums:
-            layer.layer.bias.add_(sums[name][0] / pictures)  # type: ignore[union-attr, operator]
+    for name, total in sums.items():
+        _settle(norms.get(name), layers.get(name), before.get(name), total, pictures)
+
+
+def _settle(norm: Any, layer: Any, before: tuple[Tensor, Tensor] | None, total: list[Any], pictures: int) -> None:
+    """Add the average over all pictures to a BatchNorm's statistics, or to a layer's bias."""
+    shift, var_q, var_f = total
+    if norm is not None and before is not None:
+        _set_statistics(norm, before, shift / pictures, var_q, var_f)
+    if layer is not None:
+        layer.layer.bias.add_(shift / pictures)
+
+
+def _with_statistics(model: nn.Module) -> dict[str, _BatchNorm]:
+    return {n: m for n, m in model.named_modules() if isinstance(m, _BatchNorm) and m.running_mean is not None}
+
+
+def _with_bias(model: nn.Module) -> dict[str, QuantLayer]:
+    return {n: m for n, m in model.named_modules() if isinstance(m, QuantLayer) and m.layer.bias is not None}
 
 
 def _moments(x: Tensor, linear: bool) -> tuple[Tensor, Tensor]:
