@@ -48,7 +48,7 @@ MUTANTS = [
     ("bucket not copied", "arsam/ascent.py", "gradient.detach().clone() if gradient._is_view() else gradient.detach()",
      "gradient.detach()", OPTIMIZER + "test_gradient_that_is_a_view_is_copied"),
     ("one rho for all groups", "arsam/ascent.py", 'scale = rho / (norm + eps)',
-     'scale = groups[0][1] / (norm + eps)', OPTIMIZER + "test_a_group_with_rho_zero_stays_where_it_is"),
+     'scale = groups[0][1] / (norm + eps)', OPTIMIZER + "test_arsam_equals_its_restatement"),
     ("quota off by one", "arsam/sampling/adaptive.py", "left >= self.window - n % self.window",
      "left > self.window - n % self.window", "tests/arsam/test_sampling.py::test_every_full_window_has_its_quota"),
     ("budget starts late", "arsam/sampling/rules.py", "n * self._ascents % self._steps < self._ascents",
