@@ -64,7 +64,7 @@ MUTANTS = [
     ("one mask for all micro-batches", "arsam/randomness.py", "self._next += 1", "pass",
      "tests/arsam/test_second_pass.py::test_random_numbers_are_those_of_the_first_pass"),
     ("generators two passes on", "arsam/second_pass.py", "after.restore()", "pass",
-     "tests/arsam/test_second_pass.py::test_random_numbers_are_those_of_the_first_pass"),
+     "tests/arsam/test_second_pass.py::test_generators_go_on_as_after_one_pass"),
     ("copies of half precision kept", "arsam/second_pass.py", "torch.clear_autocast_cache()", "pass",
      "tests/arsam/test_second_pass.py::test_autocast_around_both_passes"),
     ("another optimizer's gradient doubled", "arsam/second_pass.py", "stack.enter_context(gradients_aside(others))", "pass",

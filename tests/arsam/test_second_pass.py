@@ -205,6 +205,19 @@ def test_masks_that_cannot_be_had_are_told(given: bool) -> None:
     assert len(told) == 1
 
 
+def test_generators_go_on_as_after_one_pass() -> None:
+    """Also where the second pass draws what it likes. Kills: a data order that depends on the number of ascents."""
+    model = network()
+    optimizer = make(model, None, sampling=sampling.Always())
+    torch.manual_seed(5)
+    loss_of(model)
+    drawn = torch.rand(3)
+    torch.manual_seed(5)
+    with pytest.warns(UserWarning, match="random numbers were drawn"):
+        by_hand(optimizer, model)
+    assert torch.equal(torch.rand(3), drawn)
+
+
 def test_copies_of_the_model_leave_the_optimizer_behind() -> None:
     """As averages of weights are made. Kills: a hook that takes optimizer and PSF along, or answers for a copy."""
     model = network()
