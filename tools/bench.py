@@ -36,7 +36,7 @@ def compare(arguments: argparse.Namespace) -> None:
     study.compare(suite, arguments.out, seeds, cli.device(arguments.device), arguments.only)
     if distributed.rank() == 0:
         figures.draw(suite.name, arguments.out)
-        print(tables.table(suite.name, arguments.out))
+        print(tables.table(tables.record(suite.name, arguments.out)))
 
 
 def write_readme(arguments: argparse.Namespace) -> None:

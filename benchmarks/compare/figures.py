@@ -17,14 +17,25 @@ _SEARCHED = ("sam", "sam-warmup", "budget-1.2", "budget-1.2-warmup", "budget-1.0
 
 
 def draw(name: str, folder: Path) -> list[Path]:
-    """SUITE-passes.png, and SUITE-rho.png and SUITE-ageing.png where the records have them; the files that were written."""
+    """The figures of a suite, and of what a newer loop has of it so far; the files that were written."""
     found = tables.record(name, folder)
-    written = [_passes(found, folder / f"{name}-passes.png")]
-    if any(line["kind"] == "tune" for line in found.lines):
-        written.append(_radius(found, folder / f"{name}-rho.png"))
-    aged = [line for line in found.lines if line["kind"] == "ageing"]
+    newer = tables.under_way(found, folder)
+    return [path for each in (found, newer) if each is not None for path in _draw(each, folder)]
+
+
+def stem(found: tables.Record) -> str:
+    """What the names of a suite's figures begin with."""
+    return found.name if found.title == found.name else f"{found.name}-loop{found.loop}"
+
+
+def _draw(found: tables.Record, folder: Path) -> list[Path]:
+    """...-passes.png, and ...-rho.png and ...-ageing.png where the records have them."""
+    written = [_passes(found, folder / f"{stem(found)}-passes.png")]
+    if records.of(found.lines, "tune", found.loop):
+        written.append(_radius(found, folder / f"{stem(found)}-rho.png"))
+    aged = records.of(found.lines, "ageing", found.loop)
     if aged:
-        written.append(_ageing(aged[-1], folder / f"{name}-ageing.png"))
+        written.append(_ageing(aged[-1], folder / f"{stem(found)}-ageing.png"))
     return written
 
 
@@ -47,7 +58,7 @@ def _passes(found: tables.Record, path: Path) -> Path:
         label = max(y, free.get(round(x, 1), y))
         free[round(x, 1)] = label + gap
         panel.annotate(title, (x, label), xytext=(5, 0), textcoords="offset points", fontsize=7, va="center")
-    panel.set(xlabel="passes per step", ylabel=f"{found.metric}, %", title=f"{found.name}: mean and 95 % interval")
+    panel.set(xlabel="passes per step", ylabel=f"{found.metric}, %", title=f"{found.title}: mean and 95 % interval")
     panel.set_xlim(right=2.5)
     return _saved(figure, [panel], path)
 
@@ -66,7 +77,7 @@ def _radius(found: tables.Record, path: Path) -> Path:
             }
             left.plot([x for x, _, _ in curve], [100 * y for _, y, _ in curve], label=tables.title(name), **style)
             right.plot([x for x, _, _ in curve], [z for _, _, z in curve], **style)
-    left.set(ylabel=f"{found.metric} on held-out images, %", title=found.name)
+    left.set(ylabel=f"{found.metric} on held-out images, %", title=found.title)
     right.set(ylabel="training loss after the last step", yscale="log")
     for panel in (left, right):
         panel.set(xlabel="rho", xscale="log")

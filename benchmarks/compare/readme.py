@@ -6,7 +6,7 @@ import re
 import textwrap
 from pathlib import Path
 
-from benchmarks.compare import front, tables
+from benchmarks.compare import figures, front, tables
 from benchmarks.compare.suites import SUITES
 
 _RHO = re.compile(r"(<!-- rho -->\n).*?(<!-- /rho -->)", re.DOTALL)
@@ -32,6 +32,7 @@ Each cell says what the paired differences of the seeds allow, followed by their
 the margin, which was fixed beforehand: one point, or a quarter of SAM's gain over the base, the smaller. *No difference found*
 is no claim of equality. All tests of a suite are corrected together (Holm, level 0.05).
 """
+_PICTURES = (("passes", "accuracy against passes per step"), ("rho", "accuracy and training loss against rho"))
 _OLD = (
     " These runs were made by the study's own loop of before, with rho on a coarse grid, one seed for the search and rows"
     " that borrow a rho; they stand until new ones replace them."
@@ -50,31 +51,34 @@ def readme(text: str, folder: Path) -> str:
 
 def rho(text: str, folder: Path) -> str:
     """docs/rho.md with its table of the rho that was chosen, a row per rule, a column per suite."""
-    return _RHO.sub(lambda block: f"{block[1]}{tables.radii(_names(folder), folder)}\n{block[2]}", text)
+    return _RHO.sub(lambda block: f"{block[1]}{tables.radii(_columns(folder))}\n{block[2]}", text)
 
 
-def _names(folder: Path) -> list[str]:
-    return [name for name in _ORDER if (folder / f"{name}.jsonl").exists()]
+def _columns(folder: Path) -> list[tables.Record]:
+    """Of the suites in order, each followed by what a newer loop has of it so far."""
+    found = [tables.record(name, folder) for name in _ORDER if (folder / f"{name}.jsonl").exists()]
+    return [column for each in found for column in (each, tables.under_way(each, folder)) if column is not None]
 
 
 def results(folder: Path) -> str:
     """docs/results.md."""
-    names = _names(folder)
+    columns = _columns(folder)
     parts = [
         _HEAD, "Mean over the seeds in percent, its 95 % interval by Student's t, and in brackets the number of seeds:\n\n",
-        tables.beside(names, folder), "\n\n## What may be said\n", _WORDS, "\n", tables.answers(names, folder),
-        "\n\n## The rho that was chosen\n\n", tables.radii(names, folder), "\n",
+        tables.beside(columns), "\n\n## What may be said\n", _WORDS, "\n", tables.answers(columns),
+        "\n\n## The rho that was chosen\n\n", tables.radii(columns), "\n",
     ]  # fmt: skip
-    for name in names:
-        found = tables.record(name, folder)
-        old = "" if found.loop > 1 else _OLD
-        about = f"{_sentence(SUITES[name].about)}.{old} {tables.search_cost(name, folder)}"
-        parts.append(f"\n## {name}\n\n{textwrap.fill(about, 118)}\n\n")
-        for kind, what in (("passes", "accuracy against passes per step"), ("rho", "accuracy and training loss against rho")):
-            if (folder / f"{name}-{kind}.png").exists():
-                parts.append(f"![{name}: {what}](../benchmarks/records/{name}-{kind}.png)\n\n")
-        parts += [tables.table(name, folder), "\n"]
+    for found in columns:
+        about = f"{_sentence(SUITES[found.name].about)}.{_OLD if found.loop == 1 else ''} {tables.search_cost(found)}"
+        parts.append(f"\n## {_sentence(found.title)}\n\n{textwrap.fill(about, 118)}\n\n")
+        parts += [_picture(found, *each, folder) for each in _PICTURES]
+        parts += [tables.table(found), "\n"]
     return "".join(parts)
+
+
+def _picture(found: tables.Record, kind: str, what: str, folder: Path) -> str:
+    path = folder / f"{figures.stem(found)}-{kind}.png"
+    return f"![{found.title}: {what}](../benchmarks/records/{path.name})\n\n" if path.exists() else ""
 
 
 def _sentence(text: str) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -35,15 +35,27 @@ def of(lines: list[Line], kind: str, loop: int) -> list[Line]:
     return [line for line in lines if line["kind"] == kind and line["loop"] == loop]
 
 
-def loop(lines: list[Line]) -> int:
-    """The loop whose runs count: the newest that has some."""
-    return max((line["loop"] for line in lines if line["kind"] == "run"), default=LOOP)
+def loops(lines: list[Line]) -> list[int]:
+    """The loops that have runs, the newest first."""
+    return sorted({line["loop"] for line in lines if line["kind"] == "run"}, reverse=True)
 
 
-def runs(lines: list[Line]) -> Runs:
-    """The runs on the test images, of the newest loop that has some."""
+def loop(lines: list[Line], rows: Collection[str]) -> int:
+    """The loop whose runs count: the newest that has each of these rows that an older one has.
+
+    So a study that is under way does not take the place of a finished one.
+    """
+    for newest in loops(lines):
+        older = {line["row"] for line in lines if line["kind"] == "run" and line["loop"] < newest}
+        if older & set(rows) <= runs(lines, newest).keys():
+            return newest
+    return LOOP
+
+
+def runs(lines: list[Line], loop: int) -> Runs:
+    """The runs on the test images that a loop made."""
     by_row: Runs = {}
-    for line in of(lines, "run", loop(lines)):
+    for line in of(lines, "run", loop):
         by_row.setdefault(line["row"], {})[line["seed"]] = line
     return by_row
 

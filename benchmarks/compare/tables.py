@@ -39,6 +39,7 @@ class Record:
 
     Args:
         name: of the suite.
+        title: of its column.
         metric: of the suite.
         loop: that made the runs.
         lines: all of them.
@@ -46,6 +47,7 @@ class Record:
     """
 
     name: str
+    title: str
     metric: str
     loop: int
     lines: list[records.Line]
@@ -62,17 +64,24 @@ class Record:
 
 
 @cache
-def _record(path: Path, _changed: float) -> Record:
+def _record(path: Path, loop: int | None, _changed: float) -> Record:
     lines = records.read(path)
-    loop = records.loop(lines)
+    chosen = records.loop(lines, MAIN) if loop is None else loop
     metric = next(line["metric"] for line in lines if line["kind"] == "suite")
-    return Record(path.stem, metric, loop, lines, records.runs(lines))
+    title = path.stem if loop is None else f"{path.stem}, present loop"
+    return Record(path.stem, title, metric, chosen, lines, records.runs(lines, chosen))
 
 
-def record(name: str, folder: Path) -> Record:
-    """The records of a suite."""
+def record(name: str, folder: Path, loop: int | None = None) -> Record:
+    """The records of a suite, of the loop that counts or of this one."""
     path = folder / f"{name}.jsonl"
-    return _record(path, path.stat().st_mtime_ns)
+    return _record(path, loop, path.stat().st_mtime_ns)
+
+
+def under_way(found: Record, folder: Path) -> Record | None:
+    """The records of a newer loop, whose study is not finished."""
+    newest = records.loops(found.lines)[0]
+    return record(found.name, folder, newest) if newest > found.loop else None
 
 
 def title(name: str) -> str:
@@ -90,9 +99,8 @@ def percent(value: tuple[float, float], sign: str = "") -> str:
     return f"{100 * value[0]:{sign}.2f}" + ("" if math.isnan(value[1]) else f" ± {100 * value[1]:.2f}")
 
 
-def table(name: str, folder: Path) -> str:
+def table(found: Record) -> str:
     """A line per row of a suite that has runs: metric, differences seed by seed, passes, memory and what was chosen."""
-    found = record(name, folder)
     ordered = [row for row in KNOWN if row in found.runs] + sorted(found.runs.keys() - KNOWN.keys())
     rows = [["row", "", "n", f"{found.metric}, %", "minus base", "minus SAM", "passes/step", "MB", "training loss", "chosen"]]
     for row in ordered:
@@ -118,10 +126,9 @@ def chosen(settings: dict[str, float]) -> str:
     return ", ".join(f"{name} {value:g}" for name, value in settings.items())
 
 
-def beside(names: list[str], folder: Path) -> str:
+def beside(found: list[Record]) -> str:
     """A row per optimizer of the main table, a column per suite: the metric in percent, its interval, n and passes."""
-    found = [record(name, folder) for name in names]
-    rows = [["passes", "", *(each.name for each in found)]]
+    rows = [["passes", "", *(each.title for each in found)]]
     for row in MAIN:
         runs = [list(each.runs.get(row, {}).values()) for each in found]
         if not any(runs):
@@ -136,10 +143,10 @@ def beside(names: list[str], folder: Path) -> str:
     return markdown(rows)
 
 
-def answers(names: list[str], folder: Path) -> str:
+def answers(found: list[Record]) -> str:
     """A row per question, a column per suite: what may be said, and the difference seed by seed that says so."""
-    rows = [["", *names]]
-    columns: list[dict[tuple[str, str], str]] = [_answered(record(name, folder)) for name in names]
+    rows = [["", *(each.title for each in found)]]
+    columns: list[dict[tuple[str, str], str]] = [_answered(each) for each in found]
     for question in QUESTIONS:
         if any(question in column for column in columns):
             cells = [column.get(question, "") for column in columns]
@@ -164,9 +171,8 @@ def _answered(found: Record) -> dict[tuple[str, str], str]:
     }
 
 
-def search_cost(name: str, folder: Path) -> str:
+def search_cost(found: Record) -> str:
     """What the search of a suite cost, in a sentence."""
-    found = record(name, folder)
     tuned = [line for line in found.lines if line["kind"] == "tune" and line["loop"] == found.loop]
     if not tuned:
         return "No search is recorded."
@@ -176,10 +182,9 @@ def search_cost(name: str, folder: Path) -> str:
     return f"The search: {len(tuned)} runs for {rows} rows, {passes / own:.1f} times the passes of the runs that are reported."
 
 
-def radii(names: list[str], folder: Path) -> str:
+def radii(found: list[Record]) -> str:
     """The rho that was chosen, a row per rule, a column per suite."""
-    found = [record(name, folder) for name in names]
-    rows = [["", *names]]
+    rows = [["", *(each.title for each in found)]]
     for row in MAIN:
         runs: list[dict[str, Any] | None] = [next(iter(each.runs.get(row, {}).values()), None) for each in found]
         cells = [f"{run['settings']['rho']:.3g}" if run and "rho" in run["settings"] else "" for run in runs]

@@ -123,7 +123,7 @@ def test_memory_grows_with_what_is_kept(folder: Path) -> None:
 @pytest.mark.parametrize("name", [row.name for row in TOY.rows])
 def test_the_table_has_a_line_for_each_row(folder: Path, name: str) -> None:
     """With the mean of its runs. Kills: a mean over other runs."""
-    text = tables.table("toy", folder)
+    text = tables.table(tables.record("toy", folder))
     values = [line["accuracy"] for line in lines(folder) if line["row"] == name]
     assert f"| `{name}` |" in text
     (line,) = (line for line in text.splitlines() if f"| `{name}` |" in line)

@@ -96,7 +96,7 @@ def folder(tmp_path: Path) -> Path:
 
 def test_answers(folder: Path) -> None:
     """Paired by seed. Kills: means held against each other, a run of the older loop among them."""
-    answers = dict(line.strip("| ").split(" | ") for line in tables.answers(["toy"], folder).splitlines()[2:])
+    answers = dict(line.strip("| ").split(" | ") for line in tables.answers([tables.record("toy", folder)]).splitlines()[2:])
     assert answers["SAM against base"] == "better, +30.00 ± 0.00"
     assert answers["ARSAM, `Budget(1.2)` against SAM"].startswith(("better, +0.10", "not worse, +0.10"))
     assert len(answers) == 2, "what was not run is not answered"
@@ -104,15 +104,16 @@ def test_answers(folder: Path) -> None:
 
 def test_tables(folder: Path) -> None:
     """Kills: rows without n, rows that are no longer defined left out, a search of other rows counted."""
-    text = tables.table("toy", folder)
+    found = tables.record("toy", folder)
+    text = tables.table(found)
     assert "| `gone` | `gone` | 3 | 10.00 ± 0.00 |" in text
     assert "| `sam` | SAM | 3 | 75.00 ± 12.42 | +30.00 ± 0.00 | +0.00 ± 0.00 | 1.500 | 1 | 0.5 | rho 0.5 |" in text
-    assert "| 1.50 | base | 45.00 ± 12.42 (3) |" in tables.beside(["toy"], folder)
-    assert tables.search_cost("toy", folder).startswith("The search: 4 runs for 1 rows, 0.3 times the passes")
-    assert "| SAM | 0.5 |" in tables.radii(["toy"], folder)
-    block = readme.readme("before\n<!-- results: toy -->\nold\n<!-- /results -->\nafter\n", folder)
-    assert block.startswith("before\n<!-- results: toy -->\n| ") and block.endswith("|\n<!-- /results -->\nafter\n")
-    assert "old" not in block and readme.readme(block, folder) == block
+    assert "| 1.50 | base | 45.00 ± 12.42 (3) |" in tables.beside([found])
+    assert tables.search_cost(found).startswith("The search: 4 runs for 1 rows, 0.3 times the passes")
+    assert "| SAM | 0.5 |" in tables.radii([found])
+    block = readme.readme("before\n<!-- results: digits -->\nold\n<!-- /results -->\nafter\n", records.FOLDER)
+    assert block.startswith("before\n<!-- results: digits -->\n| ") and block.endswith("|\n<!-- /results -->\nafter\n")
+    assert "old" not in block and readme.readme(block, records.FOLDER) == block
 
 
 def test_figures(folder: Path) -> None:
@@ -134,3 +135,21 @@ def test_a_torn_line_is_left_out(folder: Path) -> None:
     with records.held(path) as book:
         book.write({"kind": "run", "loop": 2})
     assert len(records.read(path)) == whole + 1
+
+
+def test_a_study_that_is_under_way(folder: Path) -> None:
+    """Stands beside the finished one of the older loop. Kills: a table that loses rows when a new loop begins."""
+    path = folder / "toy.jsonl"
+    lines = [{**line, "loop": 3} for line in records.read(path) if line.get("row") == "base" and line["loop"] == 2]
+    with open(path, "a") as file:
+        file.write("".join(json.dumps(line) + "\n" for line in lines))
+    found = tables.record("toy", folder)
+    newer = tables.under_way(found, folder)
+    assert newer is not None
+    assert (found.loop, newer.loop, newer.title) == (2, 3, "toy, present loop")
+    assert set(newer.runs) == {"base"} and "sam" in found.runs
+    assert "toy-loop3-passes.png" in {path.name for path in figures.draw("toy", folder)}
+    with open(path, "a") as file:
+        for row in ("sam", "budget-1.2"):
+            file.write(json.dumps({**lines[0], "row": row}) + "\n")
+    assert tables.record("toy", folder).loop == 3 and tables.under_way(tables.record("toy", folder), folder) is None
