@@ -115,7 +115,7 @@ def main() -> None:
     survivors = 0
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        for part in ("arsam", "tests", "pyproject.toml"):
+        for part in ("arsam", "benchmarks", "examples", "tests", "pyproject.toml"):
             source = ROOT / part
             shutil.copytree(source, folder / part) if source.is_dir() else shutil.copy(source, folder / part)
         for title, file, old, new, test in MUTANTS:
