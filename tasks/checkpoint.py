@@ -6,6 +6,8 @@ import os
 import shutil
 import sys
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -220,3 +222,26 @@ def load_weights(model: torch.nn.Module, path: Path) -> None:
         UserError: unreadable, or not the model's.
     """
     fill(model, weights(path), path)
+
+
+@contextmanager
+def trusted(path: Path) -> Iterator[None]:
+    """What is done with a checkpoint's content, which may be anybody's.
+
+    Raises:
+        UserError: it is not what a run of this config leaves.
+    """
+    try:
+        yield
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        what = f"{type(error).__name__} {' '.join(str(error).split())[:300]}"
+        raise UserError(f"{path}: not the checkpoint of a run of this version: {what}") from error
+
+
+def resumable(out: Path, *, tell: bool) -> bool:
+    """Can a run go on in this folder? False where one was begun there and wrote no checkpoint, which `tell` says on stderr."""
+    if any((out / name).is_file() for name in ("last.pt", "previous.pt")) or not (out / "run.json").is_file():
+        return True
+    if tell:
+        print(f"warning: {out}: the run wrote no checkpoint; it starts from the beginning", file=sys.stderr, flush=True)
+    return False

@@ -79,3 +79,11 @@ def _peak_memory(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+
+
+def more_epochs(before: int, epochs: int) -> str:
+    """What it means for a run that its number of epochs has changed."""
+    return (
+        f"epochs was {before}, is {epochs}: from here on the learning rate and the rules are those of a run of {epochs}"
+        " epochs, which the steps so far were not"
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -158,3 +159,19 @@ def tolerated(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         print(f"warning: {path}: not written ({error.strerror or error}); the run goes on", file=sys.stderr, flush=True)
+
+
+def clear(out: Path, tool: str, *names: str) -> None:
+    """Remove from a tool's own folder what a killed process has left, and these files; files of others stay."""
+    if owner(out) == tool:
+        sweep(out)
+        for name in names:
+            (out / name).unlink(missing_ok=True)
+
+
+def leave(out: Path, *names: str) -> None:
+    """Remove these files, and the folder where it then holds nothing."""
+    for name in names:
+        (out / name).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # it holds something else
+        out.rmdir()

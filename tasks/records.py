@@ -7,9 +7,7 @@ evaluation costs the epoch, and a run that is resumed there begins with the eval
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -27,21 +25,8 @@ from tasks.state import State
 from tasks.task import Batch
 
 _DRAW_EVERY = 60.0  # seconds between two pictures of the curves
+_OF_A_RUN = ("previous.pt", "best.pt", "result.json", "curves.png")  # what a new run in its folder removes
 _KEEP_EVERY = 1000  # steps between two checkpoints of a run that keeps them in memory
-
-
-@contextmanager
-def _trusted(path: Path) -> Iterator[None]:
-    """What is done with a checkpoint's content, which may be anybody's.
-
-    Raises:
-        UserError: it is not what a run of this config leaves.
-    """
-    try:
-        yield
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        what = f"{type(error).__name__} {' '.join(str(error).split())[:300]}"
-        raise UserError(f"{path}: not the checkpoint of a run of this version: {what}") from error
 
 
 class Records:
@@ -82,10 +67,10 @@ class Records:
             loggers.check(self._config.log_to)
         with ExitStack() as until_the_end:
             if self._out is not None:
-                resume = resume and self._anything_to_resume(self._out)
+                resume = resume and checkpoint.resumable(self._out, tell=self._writes)
                 if self._writes and (not resume or self._out.is_dir()):
                     until_the_end.enter_context(folder.held(self._out))
-                    self._clear(self._out, resume)
+                    folder.clear(self._out, "train", *(() if resume else _OF_A_RUN))
             if resume and self._out is not None:
                 if self._writes:
                     checkpoint.recover(self._out / "last.pt", self._out / "previous.pt")
@@ -108,29 +93,10 @@ class Records:
                 yield
             except UserError:
                 if not resume and self._writes and self._out is not None and self._state.progress.step == 0:
-                    self._undo(self._out)  # so that the same command does, once the mistake is mended
+                    folder.leave(
+                        self._out, folder.MARKER, "metrics.jsonl", "last.pt"
+                    )  # so that the same command does, once the mistake is mended
                 raise
-
-    def _undo(self, out: Path) -> None:
-        """Remove what was written before the first step."""
-        for name in (folder.MARKER, "metrics.jsonl", "last.pt"):
-            (out / name).unlink(missing_ok=True)
-        with contextlib.suppress(OSError):  # it holds something else
-            out.rmdir()
-
-    def _clear(self, out: Path, resume: bool) -> None:
-        """Remove what another run, or a process that was killed, has left; files that are not ours stay."""
-        if folder.owner(out) == "train":
-            folder.sweep(out)
-            for name in () if resume else ("previous.pt", "best.pt", "result.json", "curves.png"):
-                (out / name).unlink(missing_ok=True)
-
-    def _anything_to_resume(self, out: Path) -> bool:
-        if any((out / name).is_file() for name in ("last.pt", "previous.pt")) or not (out / "run.json").is_file():
-            return True
-        if self._writes:
-            print(f"warning: {out}: the run wrote no checkpoint; it starts from the beginning", file=sys.stderr, flush=True)
-        return False
 
     def _describe(self) -> dict[str, Any]:
         return {"name": self._name, "config": describe(self._config), **log.environment(self._state.device)}
@@ -148,11 +114,10 @@ class Records:
         found = list(differences(saved["config"], describe(self._config)))
         if found:
             raise UserError(f"{path}: made with another config: {'; '.join(found[:5])}")
-        with _trusted(path):
+        with checkpoint.trusted(path):
             lines = [line for line in saved["metrics"] if line["epoch"] >= 1]
             self._state.load_state_dict(saved)
-            before = saved["config"]["epochs"]
-            self._see_epochs(path, before)
+            self._see_epochs(path, saved["config"]["epochs"])
         self._metrics.replace(lines)
         self._saved_step = self._state.progress.step
 
@@ -165,10 +130,7 @@ class Records:
         if done > epochs:
             raise UserError(f"{path}: has done {done:g} epochs already, epochs={epochs} asks for fewer")
         if before != epochs and self._writes:
-            self._warn(
-                f"epochs was {before}, is {epochs}: from here on the learning rate and the rules are those of a run of {epochs}"
-                " epochs, which the steps so far were not"
-            )
+            self._warn(figures.more_epochs(before, epochs))
 
     def save(self, written: Callable[[Path], AbstractContextManager[None]] = folder.tolerated) -> None:
         """Write last.pt; the one before it stays as previous.pt."""

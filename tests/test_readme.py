@@ -16,6 +16,7 @@ from benchmarks.compare import readme, records
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 PROSE = re.sub(r"```.*?```", "", README, flags=re.DOTALL)
+PROJECT = re.search(r'Homepage = "(.+?)"', (ROOT / "pyproject.toml").read_text())
 
 
 def test_the_ten_lines_train() -> None:
@@ -39,9 +40,21 @@ def test_the_ten_lines_train() -> None:
 def test_it_is_read_in_minutes() -> None:
     """Kills: a lab report."""
     assert len(README.splitlines()) <= 150
-    long = [line for line in README.splitlines() if len(line) > 120 and not line.startswith("|")]
+    long = [line for line in README.splitlines() if len(line) > 120 and not line.lstrip().startswith(("|", "<"))]
     assert not long
     assert len([line for line in PROSE[: PROSE.index("## How it works")].splitlines() if line.startswith("|")]) <= 9
+
+
+def test_its_links_are_whole() -> None:
+    """An index page shows the README far from the repository. Kills: a relative link, or one to a file that has gone."""
+    assert PROJECT is not None
+    places = re.escape(PROJECT[1].removeprefix("https://github.com/"))
+    links = re.findall(r'\]\(([^)\s]+)\)|(?:src|srcset)="([^"]+)"', PROSE)
+    assert len(links) > 15
+    for link in (first or second for first, second in links):
+        assert link.startswith("https://"), link
+        own = re.match(rf"https://(?:raw\.githubusercontent|github)\.com/{places}/(?:blob/|tree/)?main/([^#]+)", link)
+        assert own is None or (ROOT / own[1]).exists(), f"{link}: no such file"
 
 
 def test_its_configs_are_there() -> None:

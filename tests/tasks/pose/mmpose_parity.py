@@ -121,14 +121,18 @@ def fitted(task: PoseTask, steps: int) -> nn.Module:
     return model.eval()
 
 
-def compare(name: str, root: Path, steps: int) -> dict[str, tuple[float, float]]:
-    """What mmpose says and what we say: figure -> (theirs, ours); of crops, targets and outputs, (largest difference, 0)."""
-    from mmengine import init_default_scope
-    from mmengine.runner import load_checkpoint
-    from mmpose.datasets import CocoDataset
-    from mmpose.evaluation.metrics import CocoMetric, coco_metric
-    from mmpose.registry import MODELS
-    from mmpose.utils import register_all_modules
+def their_figures(theirs: Any, plain: Any, metric: Any) -> dict[str, float]:
+    """What mmpose's own evaluation says of its network on a data set."""
+    metric.dataset_meta = plain.metainfo
+    for item in plain:
+        with torch.no_grad():
+            samples = theirs.test_step({"inputs": [item["inputs"]], "data_samples": [item["data_samples"]]})
+        metric.process({}, [sample.to_dict() for sample in samples])
+    return metric.evaluate(len(plain))
+
+
+def their_evaluation() -> type:
+    """pycocotools' evaluation under the name that mmpose looks for."""
     from pycocotools.cocoeval import COCOeval
 
     class Evaluation(COCOeval):
@@ -139,7 +143,29 @@ def compare(name: str, root: Path, steps: int) -> dict[str, tuple[float, float]]
             super().__init__(truth, found, kind)
             self.params.kpt_oks_sigmas = np.array(sigmas)
 
-    coco_metric.COCOeval = Evaluation
+    return Evaluation
+
+
+def give_weights(model: nn.Module, theirs: Any) -> None:
+    """Our weights to mmpose's network, by the file that it would be sent."""
+    from mmengine.runner import load_checkpoint
+
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "weights.pth"
+        torch.save(model.state_dict(), Path(folder) / "ours.pth")
+        weights.main([f"{folder}/ours.pth", str(file)])
+        load_checkpoint(theirs, str(file), map_location="cpu", strict=True)
+
+
+def compare(name: str, root: Path, steps: int) -> dict[str, tuple[float, float]]:
+    """What mmpose says and what we say: figure -> (theirs, ours); of crops, targets and outputs, (largest difference, 0)."""
+    from mmengine import init_default_scope
+    from mmpose.datasets import CocoDataset
+    from mmpose.evaluation.metrics import CocoMetric, coco_metric
+    from mmpose.registry import MODELS
+    from mmpose.utils import register_all_modules
+
+    coco_metric.COCOeval = their_evaluation()
     register_all_modules(init_default_scope=False)
     init_default_scope("mmpose")
     make_task, make_theirs = CASES[name]
@@ -147,11 +173,7 @@ def compare(name: str, root: Path, steps: int) -> dict[str, tuple[float, float]]
     model = fitted(task, steps)
     config["data_preprocessor"] = {"type": "PoseDataPreprocessor", "mean": MEAN, "std": STD, "bgr_to_rgb": True}
     theirs: Any = MODELS.build({"type": "TopdownPoseEstimator", **config})
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "weights.pth"
-        torch.save(model.state_dict(), Path(folder) / "ours.pth")
-        weights.main([f"{folder}/ours.pth", str(file)])
-        load_checkpoint(theirs, str(file), map_location="cpu", strict=True)
+    give_weights(model, theirs)
     theirs.eval()
 
     def dataset(*steps: dict[str, Any], test: bool) -> Any:
@@ -195,14 +217,9 @@ def compare(name: str, root: Path, steps: int) -> dict[str, tuple[float, float]]
         ):
             worst[key] = max(worst[key], (a - b).abs().max().item())
 
-    plain = dataset(test=True)
-    metric = CocoMetric(ann_file=str(root / "annotations/person_keypoints_val2017.json"))
-    metric.dataset_meta = plain.metainfo
-    for item in plain:
-        with torch.no_grad():
-            samples = theirs.test_step({"inputs": [item["inputs"]], "data_samples": [item["data_samples"]]})
-        metric.process({}, [sample.to_dict() for sample in samples])
-    figures = metric.evaluate(len(plain))
+    figures = their_figures(
+        theirs, dataset(test=True), CocoMetric(ann_file=str(root / "annotations/person_keypoints_val2017.json"))
+    )
     with torch.no_grad():
         our_figures = task.evaluate(model, DataLoader(task.dataset("val"), batch_size=16))
     pairs = {key: (difference, 0.0) for key, difference in worst.items()}
