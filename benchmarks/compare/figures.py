@@ -72,7 +72,7 @@ def _radius(found: tables.Record, path: Path) -> Path:
             style = {
                 "marker": "o",
                 "markersize": 3,
-                "linestyle": "--" if name.endswith("-warmup") else "-",
+                "linestyle": "--" if (row := tables.grouped(name)) is not None and row.group == "schedule" else "-",
                 "color": f"C{number // 2 % 10}",
             }
             left.plot([x for x, _, _ in curve], [100 * y for _, y, _ in curve], label=tables.title(name), **style)
