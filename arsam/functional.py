@@ -15,7 +15,7 @@ References:
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -64,7 +64,8 @@ def distance(xs: list[Tensor], ys: list[Tensor]) -> Tensor:
 def finite_or_nothing_(xs: list[Tensor], norm: Tensor) -> tuple[list[Tensor], Tensor]:
     """The tensors and their norm, if it is finite; else nothing: no tensors on the CPU, elsewhere zeros, without a wait."""
     if norm.device.type == "cpu":
-        return (xs, norm) if math.isfinite(norm.reshape(1).tolist()[0]) else ([], torch.zeros_like(norm))
+        (value,) = cast("list[float]", norm.reshape(1).tolist())  # pyright: ignore[reportUnknownMemberType]
+        return (xs, norm) if math.isfinite(value) else ([], torch.zeros_like(norm))
     bad = ~norm.isfinite()
     for x in xs:
         shard = _shard(x)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import sys
 from copy import deepcopy
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -27,10 +27,12 @@ _CHECKPOINT = "torch.distributed.checkpoint.state_dict"
 def settings_of(rule: Any) -> dict[str, Any]:
     """A rule's public attributes that are plain values, without what its own state holds (a seed)."""
     held: dict[str, Any] = rule.state_dict() if hasattr(rule, "state_dict") else {}
-    attributes: dict[str, Any] = dict(vars(rule))
+    attributes = cast("dict[str, Any]", vars(rule))
     plain = {name: value for name, value in attributes.items() if not name.startswith("_") and name not in held}
-    settings = {name: [*value] if isinstance(value, tuple) else value for name, value in plain.items()}
-    return {name: value for name, value in settings.items() if isinstance(value, (bool, int, float, str, list, type(None)))}
+    for name, value in plain.items():
+        if isinstance(value, tuple):
+            plain[name] = list(cast("tuple[Any, ...]", value))
+    return {name: value for name, value in plain.items() if isinstance(value, (bool, int, float, str, list, type(None)))}
 
 
 def shown(rule: Any) -> str:

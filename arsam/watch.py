@@ -8,7 +8,7 @@ import math
 import warnings
 from collections.abc import Generator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -114,7 +114,8 @@ class LastAscent:
         """Make numbers of what has come, and warn where they say that the radius or the second pass is far off."""
         if self._coming is None or (self._ready is not None and not self._ready.query() and not wait):
             return
-        first, second, psf, rise = self._coming.tolist()
+        numbers = cast("list[float]", self._coming.tolist())  # pyright: ignore[reportUnknownMemberType]
+        first, second, psf, rise = numbers
         self._coming = self._ready = None
         cosine = (first**2 + second**2 - psf**2) / (2 * first * second) if first > 0 and second > 0 else math.nan
         self._known = {

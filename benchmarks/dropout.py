@@ -55,7 +55,7 @@ def accuracy(base: str, method: str, dropout: float, seed: int) -> float:
                 loss.backward()
                 return loss
 
-            optimizer.step(closure)
+            optimizer.step(closure)  # pyright: ignore[reportCallIssue, reportArgumentType]
     model.eval()
     return float((model(images[test]).argmax(1) == labels[test]).float().mean())
 

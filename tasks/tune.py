@@ -177,7 +177,7 @@ def _begun(plan: Plan, out: Path) -> dict[tuple[str, int], Trial]:
         return {}
     try:
         saved = json.loads(path.read_text())
-        rows = [{k: math.nan if v is None else v for k, v in row.items()} for row in saved["trials"]]
+        rows: list[dict[str, Any]] = [{k: math.nan if v is None else v for k, v in row.items()} for row in saved["trials"]]
         trials = [Trial(**row) for row in rows]
         other = saved["plan"] != json.loads(json.dumps(plan.describe()))
     except (ValueError, KeyError, TypeError) as error:
