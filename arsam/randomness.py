@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 
 class Randomness:
@@ -128,8 +128,3 @@ class Hook:
 
     def __reduce__(self) -> tuple[type[Hook], tuple[()]]:
         return Hook, ()
-
-
-def devices_of(tensors: Iterable[Tensor]) -> set[torch.device]:
-    """Where they lie."""
-    return {x.device for x in tensors}

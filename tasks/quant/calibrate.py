@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -47,21 +48,7 @@ def calibrate(model: nn.Module, batches: Iterable[Tensor], *, method: str = "mse
             x = torch.cat([x[chosen.to(x.device)], torch.stack(x.aminmax())])
         seen[quantizer].append(x.cpu())
 
-    quantizers = [m for m in model.modules() if isinstance(m, Quantizer)]
-    switches = [q.enabled for q in quantizers]
-    hooks = [layer.input_quantizer.register_forward_pre_hook(look) for layer in layers]
-    try:
-        for quantizer in quantizers:
-            quantizer.enabled = False
-        with modes_kept(model):
-            model.eval()
-            for batch in some(batches):
-                model(batch)
-    finally:
-        for hook in hooks:
-            hook.remove()
-        for quantizer, enabled in zip(quantizers, switches, strict=True):
-            quantizer.enabled = enabled
+    run_in_float(model, batches, [layer.input_quantizer.register_forward_pre_hook(look) for layer in layers])
     for layer in layers:
         layer.weight_quantizer.initialise(layer.standardised_weight(), method, percentile)
         if layer.input_quantizer in seen:
@@ -120,3 +107,25 @@ def some(batches: Iterable[Tensor]) -> Iterable[Tensor]:
     if first is None:
         raise ValueError("batches is empty: at least one batch is needed (a generator can be used only once)")
     return chain([first], iterator)
+
+
+def run_in_float(model: nn.Module, batches: Iterable[Tensor], hooks: list[Any]) -> None:
+    """Run a prepared model with its quantizers off, in evaluation mode, for hooks that look; they are removed afterwards.
+
+    Raises:
+        ValueError: no batches.
+    """
+    quantizers = [m for m in model.modules() if isinstance(m, Quantizer)]
+    switches = [q.enabled for q in quantizers]
+    try:
+        for quantizer in quantizers:
+            quantizer.enabled = False
+        with modes_kept(model):
+            model.eval()
+            for batch in some(batches):
+                model(batch)
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for quantizer, enabled in zip(quantizers, switches, strict=True):
+            quantizer.enabled = enabled

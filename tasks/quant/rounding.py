@@ -19,9 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tasks.quant.calibrate import modes_kept, some
+from tasks.quant.calibrate import run_in_float
 from tasks.quant.prepare import QuantLayer
-from tasks.quant.quantizer import Quantizer
 
 DAMPING = 0.1  # of the mean diagonal of h: what a few pictures did not show is not taken for silent
 SWEEPS = 4  # over the codes of a layer
@@ -102,21 +101,11 @@ def _second_moments(model: nn.Module, layers: list[QuantLayer], batches: Iterabl
             h = u @ u.mT
             moments[layer] = moments[layer].add_(h) if layer in moments else h
 
-    quantizers = [m for m in model.modules() if isinstance(m, Quantizer)]
-    switches = [q.enabled for q in quantizers]
-    hooks = [layer.register_forward_pre_hook(lambda layer, x: look(layer, x[0])) for layer in layers]  # type: ignore[arg-type]
-    try:
-        for quantizer in quantizers:
-            quantizer.enabled = False
-        with modes_kept(model):
-            model.eval()
-            for batch in some(batches):
-                model(batch)
-    finally:
-        for hook in hooks:
-            hook.remove()
-        for quantizer, enabled in zip(quantizers, switches, strict=True):
-            quantizer.enabled = enabled
+    run_in_float(
+        model,
+        batches,
+        [layer.register_forward_pre_hook(lambda layer, x: look(layer, x[0])) for layer in layers],  # type: ignore[arg-type]
+    )
     return moments
 
 

@@ -40,10 +40,10 @@ def test_descent_never_raises_the_error_and_ends_where_no_code_wants_to_move() -
         assert (error(w, h, s, other) >= after - 1e-9).all()
 
 
-LAYERS = {
-    "convolution": nn.Conv2d(4, 6, 3, padding=1, stride=2),
-    "depthwise": nn.Conv2d(4, 8, 3, padding=1, groups=4, bias=False),
-    "linear": nn.Linear(7, 5),
+LAYERS = {  # built after the seed
+    "convolution": lambda: nn.Conv2d(4, 6, 3, padding=1, stride=2),
+    "depthwise": lambda: nn.Conv2d(4, 8, 3, padding=1, groups=4, bias=False),
+    "linear": lambda: nn.Linear(7, 5),
 }
 
 
@@ -53,7 +53,7 @@ def test_the_layers_output_comes_nearer(kind: str) -> None:
     torch.manual_seed(0)
     # correlated inputs, for which rounding to the nearest is far from best
     x = torch.randn(64, 4, 7, 7) * 0.3 + torch.randn(64, 1, 1, 1)
-    model = prepare(nn.Sequential(LAYERS[kind]), weight_bits=2, act_bits=8, first_last_bits=None)
+    model = prepare(nn.Sequential(LAYERS[kind]()), weight_bits=2, act_bits=8, first_last_bits=None)
     calibrate(model, [x])
     layer = model[0]  # type: ignore[index]
     assert isinstance(layer, QuantLayer)
