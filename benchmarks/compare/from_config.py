@@ -31,12 +31,19 @@ def configured(suite: Large, row: Row, seed: int, settings: Settings, ascents: f
         config = replace(config, task=replace(config.task, held_out=suite.held_out))
     optimizer = config.optimizer.keywords
     factors = {name: optimizer[name] * values[name] for name in ("lr", "weight_decay") if name in values}
-    epochs = max(1, round(config.epochs * values.get("epochs", 1.0)))
+    whole = suite.tune_epochs if split == "val" and suite.tune_epochs is not None else config.epochs
+    epochs = max(1, round(whole * values.get("epochs", 1.0)))
     items = len(config.task.dataset("train"))
     per_epoch = items // min(config.batch_size, items)
     sharpen = row.sharpen(Setup(per_epoch * epochs, per_epoch, seed, ascents, values)) if row.sharpen is not None else None
     return replace(
-        config, sharpness=sharpen, optimizer=partial(config.optimizer, **factors), epochs=epochs, seed=seed, ema=row.ema
+        config,
+        sharpness=sharpen,
+        optimizer=partial(config.optimizer, **factors),
+        epochs=epochs,
+        eval_every=epochs,
+        seed=seed,
+        ema=config.ema if row.ema is None else row.ema,
     )
 
 

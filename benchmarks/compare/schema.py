@@ -164,6 +164,8 @@ class Large:
         seeds: so many by default.
         tune_seeds: seeds that each candidate is tried on.
         held_out: share of the training split that settings are chosen on.
+        tune_epochs: of the runs that settings are chosen by; None: the config's. A shorter run orders values of rho alike
+            as long as its training loss has come down.
         about: what is learned, in a sentence.
     """
 
@@ -174,6 +176,7 @@ class Large:
     seeds: int = 3
     tune_seeds: int = 1
     held_out: float = 0.1
+    tune_epochs: int | None = None
     about: str = ""
 
     @property

@@ -13,9 +13,10 @@ from benchmarks.compare import workloads
 from benchmarks.compare.memory_task import configured
 from benchmarks.compare.rows import MAIN, ROWS
 from benchmarks.compare.schema import Large, Row, Suite
-from configs.pose import hrnet_adamw
+from configs.pose import hrnet_adamw, lite0_adamw
 from configs.quant import cifar10_resnet18_sgd, resnet18_w4a4_sgd
 from tasks import engine
+from tasks.pose.codec import Heatmap
 from tasks.quant.calibrate import calibrate
 from tasks.quant.canonicalise import canonicalise
 from tasks.quant.prepare import parameter_groups, prepare
@@ -94,6 +95,18 @@ _LARGE = tuple(
         ("imagenet-w4a4", resnet18_w4a4_sgd.config, "fp32", 0.05, "ImageNet, ResNet-18 at 4 bits, SGD, 90 epochs"),
     )
 )
+# A network that starts from ImageNet's weights, at a size that two cores can train: fewer epochs and pixels than its config.
+_SHORT = ("base", "sam", "budget-1.2", "budget-1.05", "sam-warmup", "budget-1.2-warmup", "budget-1.05-warmup", "published")
+_LITE0 = Large(
+    "lspet-lite0",
+    replace(
+        lite0_adamw.config,
+        task=replace(lite0_adamw.task, root="data/lspet", codec=Heatmap((128, 128), (32, 32), sigma=2.0, unbiased=True)),
+        epochs=5,
+    ),
+    tuple(row for row in MAIN if row.name in _SHORT), ladder(0.01, 4), seeds=2, held_out=0.2, tune_epochs=2,
+    about="poses of Leeds Sports Pose at 128x128, 2,400 people, a pretrained EfficientNet-Lite0, AdamW, 5 epochs; AP",
+)  # fmt: skip
 SUITES: dict[str, Suite | Large] = {
     "quick": replace(
         _DIGITS, name="quick", rows=tuple(row for row in ROWS if row.name in _QUICK), seeds=3, tune_seeds=1, rhos=ladder(0.5, 3)
@@ -116,5 +129,5 @@ SUITES: dict[str, Suite | Large] = {
         about="poses of Leeds Sports Pose at 48x64, 2,000 people, SimCC, AdamW, 25 epochs; the share of joints found within a"
         " tenth of the crop's height",
     ),
-    **{suite.name: suite for suite in _LARGE},
+    **{suite.name: suite for suite in (_LITE0, *_LARGE)},
 }  # fmt: skip
