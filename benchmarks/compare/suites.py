@@ -113,7 +113,7 @@ SUITES: dict[str, Suite | Large] = {
     ),
     "digits": _DIGITS,
     "digits-dropout": replace(
-        _DIGITS, name="digits-dropout", network=_dropout, lr=0.05, rows=MAIN,
+        _DIGITS, name="digits-dropout", network=_dropout, lr=0.05, rows=MAIN, rhos=ladder(0.125),
         about="the same digits, a network of three linear layers of width 256 with dropout 0.3 between them, SGD, 40 epochs",
     ),
     "cifar16": _CIFAR,
