@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import chain
 from typing import Any
@@ -16,7 +16,7 @@ from tasks.quant.prepare import QuantLayer
 from tasks.quant.quantizer import Quantizer
 
 PRIOR = 1024  # inputs that BatchNorm's statistics of training count for, beside those that are looked at
-_SAMPLE = 1 << 14  # values of one input that are kept of a batch, besides its extremes
+_SAMPLE = 512  # values of a layer's input that are kept of each of the batch's inputs, besides the batch's extremes
 
 
 @torch.no_grad()
@@ -39,16 +39,23 @@ def calibrate(model: nn.Module, batches: Iterable[Tensor], *, method: str = "mse
     if not layers:
         raise ValueError(f"{type(model).__name__} has no quantized layer: calibrate what `prepare` returns")
     seen: dict[nn.Module, list[Tensor]] = defaultdict(list)
+    kept = 0
+
+    def counted() -> Iterator[Tensor]:
+        nonlocal kept
+        for batch in some(batches):
+            kept = _SAMPLE * len(batch)  # so that an input of a small batch weighs no more than another
+            yield batch
 
     def look(quantizer: nn.Module, args: tuple[Tensor, ...]) -> None:
         x = args[0].float().flatten()
-        if len(x) > _SAMPLE:
+        if len(x) > kept:
             # The same places each time: layers that take the same values get the same step size, and share codes in the file.
-            chosen = torch.randint(len(x), (_SAMPLE,), generator=torch.Generator().manual_seed(len(seen[quantizer])))
+            chosen = torch.randint(len(x), (kept,), generator=torch.Generator().manual_seed(len(seen[quantizer])))
             x = torch.cat([x[chosen.to(x.device)], torch.stack(x.aminmax())])
         seen[quantizer].append(x.cpu())
 
-    run_in_float(model, batches, [layer.input_quantizer.register_forward_pre_hook(look) for layer in layers])
+    run_in_float(model, counted(), [layer.input_quantizer.register_forward_pre_hook(look) for layer in layers])
     for layer in layers:
         layer.weight_quantizer.initialise(layer.standardised_weight(), method, percentile)
         if layer.input_quantizer in seen:

@@ -9,14 +9,13 @@ to the pictures is in both and cancels.
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict, deque
 from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
 
 from tasks.quant.calibrate import modes_kept, some
 from tasks.quant.prepare import QuantLayer
@@ -28,11 +27,12 @@ _MOST = 4.0  # by how much a variance is changed at most: what asks for more is 
 def correct_statistics(model: nn.Module, reference: nn.Module, batches: Iterable[Tensor]) -> None:
     """Put statistics and biases right, in place.
 
-    mean <- mean + E[x_q] - E[x_f]
-    var <- var Var[x_q] / Var[x_f]
+    mean <- mean_f + E[x_q] - E[x_f]
+    var <- var_f Var[x_q] / Var[x_f]
     bias <- bias + E[y_f] - E[y_q]
 
-    Layer by layer: what comes before is corrected while its successors are measured.
+    Layer by layer: what comes before is corrected while its successors are measured. A module that is used several times has
+    the average over its uses. BatchNorm is whatever normalises by running statistics, frozen ones too.
 
     Args:
         model: prepared and calibrated.
@@ -46,26 +46,25 @@ def correct_statistics(model: nn.Module, reference: nn.Module, batches: Iterable
         Bias correction: arXiv 1906.04721, section 4.2.
     """
     norms, layers = _with_statistics(model), _with_bias(model)
-    twins = dict(reference.named_modules())
-    seen: dict[str, tuple[Tensor, Tensor]] = {}  # of the float model on the batch: mean and variance
-    sums: dict[str, list[Tensor | float]] = defaultdict(lambda: [0.0, 0.0, 0.0])
-    before = {n: (m.running_mean.clone(), m.running_var.clone()) for n, m in norms.items()}  # type: ignore[union-attr]
-    pictures = 0
+    twins: dict[str, Any] = dict(reference.named_modules())
+    seen: dict[str, deque[tuple[Tensor, Tensor]]] = defaultdict(deque)  # of the float model on the batch, use by use
+    sums: dict[str, list[Any]] = defaultdict(lambda: [0.0, 0.0, 0.0, 0])  # of shifts, variances of q and f, inputs
+    before = {n: (twins[n].running_mean.clone(), twins[n].running_var.clone()) for n in norms}
 
     def look(name: str, x: Tensor, linear: bool) -> None:
-        seen[name] = _moments(x, linear)
+        seen[name].append(_moments(x, linear))
 
     def norm_comes(name: str, x: Tensor) -> None:
-        (mean_f, var_f), (mean_q, var_q) = seen[name], _moments(x, linear=False)
-        total = sums[name]
-        total[0] = total[0] + len(x) * (mean_q - mean_f)
-        total[1], total[2] = total[1] + len(x) * var_q, total[2] + len(x) * var_f
+        (mean_f, var_f), (mean_q, var_q) = seen[name].popleft(), _moments(x, linear=False)
+        for place, value in enumerate((mean_q - mean_f, var_q, var_f, 1)):
+            sums[name][place] = sums[name][place] + len(x) * value
         _set_statistics(norms[name], before[name], mean_q - mean_f, var_q, var_f)
 
     def layer_answers(name: str, y: Tensor) -> Tensor:
         linear = isinstance(layers[name].layer, nn.Linear)
-        shift = seen[name][0] - _moments(y, linear)[0]
+        shift = seen[name].popleft()[0] - _moments(y, linear)[0]
         sums[name][0] = sums[name][0] + len(y) * shift
+        sums[name][3] += len(y)
         return y + (shift if linear else shift.view(-1, *[1] * (y.dim() - 2)))
 
     hooks: list[Any] = []
@@ -84,7 +83,6 @@ def correct_statistics(model: nn.Module, reference: nn.Module, batches: Iterable
             for batch in some(batches):
                 reference(batch)
                 model(batch)
-                pictures += len(batch)
     finally:
         for hook in hooks:
             hook.remove()
@@ -93,24 +91,24 @@ def correct_statistics(model: nn.Module, reference: nn.Module, batches: Iterable
                 norms[name], (mean, variance), *(torch.zeros_like(mean), torch.ones_like(mean), torch.ones_like(mean))
             )
     for name, total in sums.items():
-        _settle(norms.get(name), layers.get(name), before.get(name), total, pictures)
+        shift, var_q, var_f, count = total
+        if name in norms:
+            _set_statistics(norms[name], before[name], shift / count, var_q, var_f)
+        else:
+            layers[name].layer.bias.add_(shift / count)  # type: ignore[union-attr, operator]
 
 
-def _settle(norm: Any, layer: Any, before: tuple[Tensor, Tensor] | None, total: list[Any], pictures: int) -> None:
-    """Add the average over all pictures to a BatchNorm's statistics, or to a layer's bias."""
-    shift, var_q, var_f = total
-    if norm is not None and before is not None:
-        _set_statistics(norm, before, shift / pictures, var_q, var_f)
-    if layer is not None:
-        layer.layer.bias.add_(shift / pictures)
-
-
-def _with_statistics(model: nn.Module) -> dict[str, _BatchNorm]:
-    return {n: m for n, m in model.named_modules() if isinstance(m, _BatchNorm) and m.running_mean is not None}
+def _with_statistics(model: nn.Module) -> dict[str, nn.Module]:
+    """What normalises by running statistics, by name."""
+    names = ("running_mean", "running_var")
+    return {n: m for n, m in model.named_modules() if all(isinstance(getattr(m, name, None), Tensor) for name in names)}
 
 
 def _with_bias(model: nn.Module) -> dict[str, QuantLayer]:
-    return {n: m for n, m in model.named_modules() if isinstance(m, QuantLayer) and m.layer.bias is not None}
+    """Quantized layers with a bias of their own, by name."""
+    owners = Counter(p for module in model.modules() for p in module.parameters(recurse=False))
+    found = {n: m for n, m in model.named_modules() if isinstance(m, QuantLayer)}
+    return {n: m for n, m in found.items() if m.layer.bias is not None and owners[m.layer.bias] == 1}  # type: ignore[index]
 
 
 def _moments(x: Tensor, linear: bool) -> tuple[Tensor, Tensor]:

@@ -163,7 +163,8 @@ def _float_model(run: Run, source: Path | None) -> tuple[nn.Module, Path]:
         return model.to(run.device), source
     if source is None:
         assert run.config.pretraining is not None
-        config = replace(run.config.pretraining, task=run.task.in_float(), seed=run.config.seed)
+        start: Any = run.config.pretraining.task
+        config = replace(run.config.pretraining, task=replace(run.task.in_float(), weights=start.weights), seed=run.config.seed)
         source = run.out / "float" / "last.pt"
         if not (run.resume and (source.parent / "result.json").is_file()):
             resume = run.resume and (source.parent / "run.json").is_file()

@@ -85,6 +85,19 @@ def test_calibration_touches_nothing_else() -> None:
     assert first.input_quantizer.scale.item() == pytest.approx(max(big[0].max().item() / 7, -big[0].min().item() / 8))
 
 
+def test_ragged_batches_weigh_what_they_hold() -> None:
+    """One loud input in a batch of its own. Kills: as many values of a batch of one as of a batch of 31."""
+    torch.manual_seed(0)
+    x = torch.rand(32, 3, 40, 40)
+    x[31] *= 9
+    steps = []
+    for sizes in ([32], [31, 1]):
+        model = prepare(nn.Sequential(nn.Conv2d(3, 4, 1)), weight_bits=4, act_bits=4, first_last_bits=None)
+        calibrate(model, x.split(sizes), method="mse")
+        steps.append(model[0].input_quantizer.scale.item())  # type: ignore[union-attr, index]
+    assert steps[1] == pytest.approx(steps[0], rel=0.1)
+
+
 def test_an_input_that_no_batch_reached() -> None:
     """Kills: a calibration that needs every layer."""
     model = prepare(nn.ModuleList([nn.Linear(3, 3), nn.Linear(3, 2)]), weight_bits=4, act_bits=4)

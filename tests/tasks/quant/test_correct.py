@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torchvision.ops.misc import FrozenBatchNorm2d
 
 from tasks.quant.calibrate import calibrate
 from tasks.quant.correct import correct_statistics, distance
@@ -70,6 +72,66 @@ def test_ragged_batches_weigh_what_they_hold() -> None:
         correct_statistics(model, convert(model), few().split(sizes))
         biases.append(model[1].layer.bias.clone())  # type: ignore[union-attr, operator, index]
     torch.testing.assert_close(biases[0], biases[1])
+
+
+class Reused(nn.Module):
+    """A convolution and a normalisation that are used twice, on inputs that differ."""
+
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self.conv, self.norm, self.head = nn.Conv2d(3, 3, 3, padding=1), norm, nn.Linear(3, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits."""
+        x = self.norm(self.conv(x)).relu()
+        return self.head(self.norm(self.conv(2 * x + 1)).mean((2, 3)))
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_module_that_is_used_twice(frozen: bool) -> None:
+    """Its bias moves by the mean of both uses. Kills: their sum, one use compared with the other, a frozen norm left out."""
+    torch.manual_seed(0)
+    norm = FrozenBatchNorm2d(3) if frozen else nn.BatchNorm2d(3)
+    float_model = Reused(norm).eval()
+    model: Any = prepare(float_model, weight_bits=2, act_bits=8, first_last_bits=None)
+    calibrate(model, [few()])
+    reference: Any = convert(model)
+    inputs: list[Tensor] = []
+    hook = model.conv.register_forward_pre_hook(lambda _, x: inputs.append(x[0]))
+    correct_statistics(model, reference, [few()])
+    hook.remove()
+    with torch.no_grad():
+        answers: list[Tensor] = []
+        hook = reference.conv.register_forward_hook(lambda _, __, y: answers.append(y))
+        reference(few())
+        hook.remove()
+        moved = model.conv.layer.bias - reference.conv.bias
+        now = [model.conv(x) - moved.view(3, 1, 1) for x in inputs]
+    shifts = [(exact - y).mean((0, 2, 3)) for exact, y in zip(answers, now, strict=True)]
+    torch.testing.assert_close(moved, (shifts[0] + shifts[1]) / 2, atol=1e-5, rtol=1e-4)
+    assert not torch.equal(model.norm.running_var, reference.norm.running_var)
+
+
+def test_correcting_again_changes_nothing() -> None:
+    """Kills: differences that are added to what they were added to before."""
+    model = prepare(nn.Sequential(*list(network())[:3]), weight_bits=2, act_bits=8, first_last_bits=None)
+    calibrate(model, [few()])
+    reference = convert(model)
+    correct_statistics(model, reference, [few()])
+    once = copy.deepcopy(model.state_dict())
+    correct_statistics(model, reference, [few()])
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(value, once[name], msg=name)
+
+
+def test_a_bias_of_two_layers() -> None:
+    """Stays as it is: what fits one does not fit the other. Kills: a shared bias that moves twice."""
+    model: Any = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
+    model[2].bias = model[0].bias
+    low: Any = prepare(model, weight_bits=2, act_bits=8, first_last_bits=None)
+    calibrate(low, [torch.randn(9, 4)])
+    correct_statistics(low, convert(low), [torch.randn(9, 4)])
+    assert torch.equal(low[0].layer.bias, model[0].bias)
 
 
 def test_no_batches() -> None:
