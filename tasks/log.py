@@ -125,13 +125,13 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def draw_curves(path: Path, lines: list[dict[str, Any]], metric: str) -> None:
-    """Loss, metric and passes per step over the epochs, as a PNG."""
+    """Loss, metric and passes per step over the same epochs, the best metric marked, as a PNG."""
     import matplotlib.figure
 
     epochs = [line for line in lines if "loss" in line]
     evaluations = [line for line in lines if "metrics" in line]
     figure = matplotlib.figure.Figure(figsize=(12, 3.5), layout="constrained")
-    panels = figure.subplots(1, 3)
+    panels = figure.subplots(1, 3, sharex=True)
     x = [line["epoch"] for line in epochs]
     curves = (
         (panels[0], "training loss", x, [line["loss"] for line in epochs]),
@@ -142,5 +142,10 @@ def draw_curves(path: Path, lines: list[dict[str, Any]], metric: str) -> None:
         panel.plot(xs, ys, marker="o" if len(xs) < 30 else None, markersize=3)
         panel.set(title=title, xlabel="epoch")
         panel.grid(alpha=0.3)
+    scored = [(e["metrics"][metric], e["epoch"]) for e in evaluations if e["metrics"].get(metric) is not None]
+    if scored:
+        best, epoch = max(scored, key=lambda found: found[0])
+        panels[1].plot(epoch, best, marker="D", color="tab:orange", linestyle="none", label=f"best: {best:.4g}, epoch {epoch}")
+        panels[1].legend()
     panels[2].set_ylim(0.95, 2.05)
     figure.savefig(path, dpi=110)
