@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tasks import distributed, preflight, signals
+from tasks import cache, distributed, preflight, signals
 from tasks.config import Config
 from tasks.errors import UserError
 from tasks.loading import Batches, load
@@ -45,6 +45,11 @@ def train(
         raise UserError(
             f"epochs must be >= 1 to train, got {config.epochs}; 0 is for tools/quantize.py, which then calibrates alone"
         )
+    with cache.beside(out):
+        return _train(config, out, device, resume, name)
+
+
+def _train(config: Config, out: Path | None, device: torch.device, resume: bool, name: str) -> dict[str, Any]:
     torch.manual_seed(config.seed)
     data = config.task.dataset("train")
     if not len(data):  # type: ignore[arg-type]
@@ -54,6 +59,7 @@ def train(
     state = State(config, batches, device)
     records = Records(config, state, batches, out, name)
     with signals.noted() as stopping, records.opened(resume):
+        cache.keep()  # the folder is there now
         preflight.check(config, data, state.model, device)
         step = Step(config, state)
         try:

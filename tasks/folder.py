@@ -34,10 +34,7 @@ def check(path: Path, tool: str, *, overwrite: bool = False, inputs: Iterable[Pa
     Raises:
         UserError: it may not; nothing has been touched.
     """
-    whole = path.resolve()
-    for source in inputs:
-        if source.exists() and (source.resolve() == whole or whole in source.resolve().parents):
-            raise UserError(f"{path}: holds {source}, which is read; an output is never an input: name another --out")
+    refuse_inputs(path, inputs)
     if path.is_symlink() and not path.exists():
         raise UserError(f"{path}: cannot be written (a link to nothing is in the way); name another --out")
     if path.exists() and not path.is_dir():
@@ -56,6 +53,45 @@ def check(path: Path, tool: str, *, overwrite: bool = False, inputs: Iterable[Pa
     raise UserError(
         f"{path}: holds files that tools/{tool}.py did not write ({some}); name another --out, or --overwrite to write into it"
     )
+
+
+def check_file(path: Path, *, overwrite: bool = False, inputs: Iterable[Path] = ()) -> None:
+    """See that a tool may write a file: a new one, in the place of none or, with `overwrite`, of another file.
+
+    Raises:
+        UserError: it may not; nothing has been touched.
+    """
+    refuse_inputs(path, inputs)
+    place = path.parent.resolve()
+    if (path.exists() and not path.is_file()) or place == Path("/dev") or Path("/proc") in (place, *place.parents):
+        raise UserError(f"{path}: cannot be written (it is no file); name another --out")
+    if os.path.lexists(path) and not overwrite:
+        raise UserError(f"{path}: is there already; name another --out, or --overwrite")
+    above = next(folder for folder in path.absolute().parents if folder.exists())
+    if not above.is_dir():
+        raise UserError(f"{path}: cannot be written ({above} is a file, not a folder); name another --out")
+
+
+def refuse_inputs(path: Path, inputs: Iterable[Path]) -> None:
+    """See that a file or folder is none of the inputs and holds none, by whatever name or link.
+
+    Raises:
+        UserError: it is one, or holds one.
+    """
+    if not path.exists():
+        return
+    own = {_place(path)}
+    held = {_place(Path(entry)) for entry in os.scandir(path) if entry.is_file()} if path.is_dir() else set()
+    for source in inputs:
+        if source.exists():
+            whole = source.resolve()
+            if _place(whole) in own | held or any(_place(above) in own for above in whole.parents):
+                raise UserError(f"{path}: holds {source}, which is read; an output is never an input: name another --out")
+
+
+def _place(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_dev, status.st_ino
 
 
 def owner(path: Path) -> str | None:
@@ -124,7 +160,7 @@ def aside(path: Path) -> Iterator[BinaryIO]:
     """
     temporary = beside(path)
     try:
-        with open(temporary, "wb") as file:
+        with open(fresh(temporary), "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -132,6 +168,12 @@ def aside(path: Path) -> Iterator[BinaryIO]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def fresh(path: Path) -> Path:
+    """The path, with nothing there: what is then written goes through no link into another file."""
+    path.unlink(missing_ok=True)
+    return path
 
 
 def beside(path: Path) -> Path:

@@ -148,4 +148,4 @@ def draw_curves(path: Path, lines: list[dict[str, Any]], metric: str) -> None:
         panels[1].plot(epoch, best, marker="D", color="tab:orange", linestyle="none", label=f"best: {best:.4g}, epoch {epoch}")
         panels[1].legend()
     panels[2].set_ylim(0.95, 2.05)
-    figure.savefig(path, dpi=110)
+    figure.savefig(folder.fresh(path), dpi=110)

@@ -122,6 +122,9 @@ def tune(plan: Plan, out: Path, device: torch.device, anew: bool = False) -> lis
         UserError: the folder is another plan's, or something of the config's.
     """
     done = {} if anew else _begun(plan, out)
+    for value in plan.values:
+        plan.trial(value, plan.longest)  # says now what is wrong with it
+    first, count = plan.first() if not plan.values else (0.0, 0)
     if distributed.rank() == 0:
         folder.mark(out, "tune", {"config": plan.path, "name": plan.name})
 
@@ -137,7 +140,6 @@ def tune(plan: Plan, out: Path, device: torch.device, anew: bool = False) -> lis
     if plan.values:
         scores = {value: trial(value, epochs).score for value in plan.values}
     else:
-        first, count = plan.first()
         found = search.climb(lambda value: trial(f"{value:g}", epochs).score, first, count)
         scores = {f"{value:g}": score for value, score in found.items()}
     while epochs < plan.longest and len(scores) > 1:
@@ -250,7 +252,7 @@ def _draw(plan: Plan, path: Path, trials: list[Trial]) -> None:
         if not numeric:
             panel.set_xticks(list(place.values()), list(place))
     left.legend()
-    figure.savefig(path, dpi=110)
+    figure.savefig(folder.fresh(path), dpi=110)
 
 
 def _is_number(text: str) -> bool:

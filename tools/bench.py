@@ -13,7 +13,7 @@ from benchmarks.compare.suites import SUITES
 from benchmarks.speed.loop_cost import loop_cost
 from benchmarks.speed.low_bit import quant
 from benchmarks.speed.overhead import overhead
-from tasks import distributed, log
+from tasks import distributed, folder, log
 from tasks.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -21,9 +21,15 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def speed(arguments: argparse.Namespace) -> None:
     """Measure, and write the record where one is wanted."""
+    if arguments.rounds < 1:
+        raise UserError(f"--rounds must be >= 1, got {arguments.rounds}")
+    if arguments.out is not None:
+        folder.check_file(arguments.out, overwrite=arguments.overwrite)
     record = arguments.measure(cli.device(arguments.device), arguments.rounds)
     if arguments.out is not None:
-        log.write_json(arguments.out, record)
+        with folder.required(arguments.out):
+            arguments.out.parent.mkdir(parents=True, exist_ok=True)
+            log.write_json(arguments.out, record)
 
 
 def compare(arguments: argparse.Namespace) -> None:
@@ -33,6 +39,11 @@ def compare(arguments: argparse.Namespace) -> None:
     seeds = suite.seeds if arguments.seeds is None else arguments.seeds
     if seeds < 1:
         raise UserError(f"--seeds must be >= 1, got {seeds}")
+    study.chosen(suite, arguments.only)  # says now that there is no such row
+    if arguments.out.resolve() != records.FOLDER.resolve():  # which is the repository's own
+        distributed.first(folder.check(arguments.out, "bench", overwrite=arguments.overwrite))
+        if distributed.rank() == 0:
+            folder.mark(arguments.out, "bench", {"suite": suite.name})
     study.compare(suite, arguments.out, seeds, cli.device(arguments.device), arguments.only)
     if distributed.rank() == 0:
         figures.draw(suite.name, arguments.out)
@@ -53,20 +64,23 @@ def write_readme(arguments: argparse.Namespace) -> None:
 
 def main() -> None:
     """Parse and run."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = cli.Parser(description=__doc__)
+    parser.add_argument("--version", action="version", version=cli.VERSION)
     commands = parser.add_subparsers(required=True)
     for name, measure in (("overhead", overhead), ("quant", quant), ("loop", loop_cost)):
         command = commands.add_parser(name, help=measure.__doc__)
         command.add_argument("--rounds", type=int, default=20, help="default: %(default)s")
         command.add_argument("--device", default="cpu", help="default: %(default)s")
-        command.add_argument("--out", type=Path, help="also write the table and the environment as JSON")
+        command.add_argument("--out", type=cli.path, help="also write the table and the environment as JSON")
+        command.add_argument("--overwrite", action="store_true", help="write --out even if there is such a file")
         command.set_defaults(function=speed, measure=measure)
     command = commands.add_parser("compare", help=compare.__doc__)
     command.add_argument("suite", choices=SUITES, metavar="SUITE", help=" or ".join(SUITES))
     command.add_argument("--seeds", type=int, help="default: the suite's")
     command.add_argument("--only", nargs="+", metavar="ROW", help="these rows, and those that they are compared with")
     command.add_argument("--device", default="cpu", help="default: %(default)s")
-    command.add_argument("--out", type=Path, default=records.FOLDER, help="folder of the records; default: benchmarks/records")
+    command.add_argument("--out", type=cli.path, default=records.FOLDER, help="folder; default: benchmarks/records")
+    command.add_argument("--overwrite", action="store_true", help="go on in --out whatever else it holds")
     command.set_defaults(function=compare)
     commands.add_parser("readme", help=write_readme.__doc__).set_defaults(function=write_readme)
     arguments = parser.parse_args()

@@ -26,12 +26,17 @@ from tasks.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 _OVERRIDE = re.compile(r"[A-Za-z_][\w.]*=")
+VERSION = f"arsam {arsam.__version__}, torch {torch.__version__}, Python {sys.version.split()[0]}"
 _AGAIN = ("eval", "export", "predict")  # what these tools wrote before, they may write again
-_REPORT = "this is a fault of arsam's own: please report it with the command and the lines above at {url}"
-_URL = "https://github.com/arsam/arsam/issues"
+_REPORT = (
+    "this is a fault of arsam's own: please report it to the project, where you have it from, with the command and the lines"
+    " above"
+)
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
+    """argparse's, whose complaints are one line."""
+
     def error(self, message: str) -> NoReturn:
         """One line, as of every other mistake."""
         raise UserError(f"{message}; see {self.prog} --help")
@@ -61,14 +66,13 @@ class _List(argparse.Action):
 
 def parser(description: str) -> argparse.ArgumentParser:
     """A parser with the arguments that every tool on configs has."""
-    parser = _Parser(description=description, add_help=False)
+    parser = Parser(description=description, add_help=False)
     parser.add_argument("words", nargs="*", metavar="CONFIG | name=value", help="a config file, and overrides of its fields")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: %(default)s")
     parser.add_argument("--overwrite", action="store_true", help="write into --out whatever it holds")
     parser.add_argument("-h", "--help", action=_Help, nargs=0, help="this, and the fields that the config has")
     parser.add_argument("--list", action=_List, nargs=0, help="the configs that there are")
-    version = f"arsam {arsam.__version__}, torch {torch.__version__}, Python {sys.version.split()[0]}"
-    parser.add_argument("--version", action="version", version=version)
+    parser.add_argument("--version", action="version", version=VERSION)
     return parser
 
 
@@ -105,10 +109,24 @@ def path(text: str) -> Path:
         raise argparse.ArgumentTypeError(f"{text}: {error}") from error
 
 
-def inputs(config: configs.Config) -> list[Path]:
-    """The files and folders that a config's task reads, as far as they are there."""
-    values = [value for value in configs.describe(config.task).values() if isinstance(value, str) and value]
-    return [found for value in values if (found := configs.data_path(value)).exists()]
+def inputs(path: str, config: configs.Config, *others: Path | None) -> list[Path]:
+    """The files and folders that a tool reads: the config's file, what the config names, and others.
+
+    Args:
+        path: of the config.
+        config: whose texts may be paths, deep inside too.
+        others: None: not given.
+    """
+    names = _texts(configs.describe(config))
+    return [Path(path), *(other for other in others if other is not None), *map(configs.data_path, names)]
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield from (value,) if value.strip() else ()
+    elif isinstance(value, (dict, list)):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _texts(part)
 
 
 def run_folder(
@@ -148,6 +166,8 @@ def _run_folder(
             raise UserError(f"{out}: already holds a run; name another --out, {ways}")
         if not resume:
             folder.check(out, tool, overwrite=overwrite, inputs=inputs)
+        elif folder.owner(out) not in (None, tool):
+            folder.check(out, tool)
         return out
     name = Path(path).stem + ("-sample" if sample else "")
     folders = [Path("runs") / (name if number == 1 else f"{name}-{number}") for number in range(1, 10_000)]
@@ -281,7 +301,7 @@ def _code(main: Callable[[], None]) -> int:
             print(f"error: out of memory; lower batch_size, or raise accumulate ({first})", file=sys.stderr)
             return 2
         traceback.print_exc()
-        print(_REPORT.format(url=_URL), file=sys.stderr)
+        print(_REPORT, file=sys.stderr)
         return 1
     return 0
 

@@ -34,7 +34,7 @@ def main() -> None:
     if arguments.out is not None:
         cli.run_folder(
             path, arguments.sample, arguments.out,
-            resume=False, overwrite=arguments.overwrite, inputs=cli.inputs(config),
+            resume=False, overwrite=arguments.overwrite, inputs=cli.inputs(path, config, arguments.checkpoint),
         )  # fmt: skip
     device = cli.device(arguments.device)
     task = config.task

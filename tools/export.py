@@ -31,8 +31,7 @@ def main() -> None:
     out = arguments.out or arguments.checkpoint.with_suffix(".onnx")
     if out.suffix.lower() != ".onnx":
         raise UserError(f"{out}: an ONNX file is named *.onnx; name another --out")
-    if out.exists() and not arguments.overwrite:
-        raise UserError(f"{out}: is there already; name another --out, or --overwrite")
+    folder.check_file(out, overwrite=arguments.overwrite, inputs=cli.inputs(path, config, arguments.checkpoint))
     load = deployed.loaded if isinstance(task, PoseTask) else classifiers.load
     task, network = load(task, arguments.checkpoint)  # type: ignore[arg-type]
     if task.quantized:

@@ -11,6 +11,7 @@ from tasks import folder, inputs
 from tasks.classification import classes
 from tasks.classification import deployed as classifiers
 from tasks.classification.task import Classification
+from tasks.config import Config
 from tasks.errors import UserError
 from tasks.pose import answers, deployed
 from tasks.pose.detector import detector
@@ -39,7 +40,7 @@ def main() -> None:
     path, config = cli.load_config([word for word in arguments.words if word not in named[1:]], sample=arguments.sample)
     task = config.task
     if isinstance(task, Classification):
-        classify(task, path, named[1:], arguments)
+        classify(config, task, path, named[1:], arguments)
         return
     if not isinstance(task, PoseTask):
         raise UserError(f"{path}: not a config of the pose task")
@@ -59,7 +60,7 @@ def main() -> None:
         resume=False,
         holds="keypoints.json",
         overwrite=arguments.overwrite,
-        inputs=[*found, *checkpoints, *([arguments.boxes] if arguments.boxes else [])],
+        inputs=cli.inputs(path, config, *found, *checkpoints, arguments.boxes, arguments.detector_weights),
     )
     finder = answers.Finder(found, arguments.boxes, detect)
     networks = []
@@ -77,7 +78,7 @@ def main() -> None:
         answers.of_pictures(drawing, networks, finder, still, lenient)
 
 
-def classify(task: Classification, path: str, words: list[str], arguments: argparse.Namespace) -> None:
+def classify(config: Config, task: Classification, path: str, words: list[str], arguments: argparse.Namespace) -> None:
     """The classes of pictures: on the screen, and with their scores in classes.json."""
     files = [file for file in inputs.expanded(words) if not inputs.is_video(file)]
     if not files:
@@ -89,7 +90,7 @@ def classify(task: Classification, path: str, words: list[str], arguments: argpa
         resume=False,
         holds="classes.json",
         overwrite=arguments.overwrite,
-        inputs=[*files, arguments.checkpoint],
+        inputs=cli.inputs(path, config, *files, arguments.checkpoint),
     )
     task, model = classifiers.load(task, arguments.checkpoint)
     with folder.required(out):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import cli
 
-from tasks import distributed, folder, log
+from tasks import cache, distributed, folder, log
 from tasks.errors import UserError
 from tasks.quant import report, stages
 
@@ -38,12 +38,15 @@ def main() -> None:
         print(f"no config given: the sample of {DEFAULT.name}", flush=True)
     path, config = cli.load_config(words, sample=sample)
     resume = arguments.resume
-    out = cli.run_folder(path, sample, arguments.out, resume=resume, holds=stages.KEPT, overwrite=arguments.overwrite)
+    out = cli.run_folder(
+        path, sample, arguments.out,
+        resume=resume, holds=stages.KEPT, overwrite=arguments.overwrite, inputs=cli.inputs(path, config, arguments.checkpoint),
+    )  # fmt: skip
     if resume and not (out / stages.KEPT).is_file():
         folder.check(out, "quantize")  # not another tool's
     device = cli.device(arguments.device)
     print(f"into {out}", flush=True)
-    with folder.held(out):
+    with folder.held(out), cache.beside(out):
         folder.sweep(out)
         folder.mark(out, "quantize", {"config": path})
         run = stages.Run(

@@ -22,7 +22,7 @@ def main() -> None:
     path, config = cli.load_config(cli.words(arguments), sample=arguments.sample)
     out = cli.run_folder(
         path, arguments.sample, arguments.out,
-        resume=arguments.resume, overwrite=arguments.overwrite, inputs=cli.inputs(config),
+        resume=arguments.resume, overwrite=arguments.overwrite, inputs=cli.inputs(path, config),
     )  # fmt: skip
     if distributed.rank() == 0:
         print(f"{Path(path).stem}: {config.task.name}, {config.epochs} epochs, into {out}", flush=True)

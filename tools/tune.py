@@ -6,11 +6,12 @@ the training data and are measured on it. Another setting: --name optimizer.lr, 
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import cli
 
-from tasks import distributed, folder, tune
+from tasks import cache, distributed, folder, tune
 
 
 def main() -> None:
@@ -28,8 +29,9 @@ def main() -> None:
     plan = tune.Plan(config, path, arguments.name, tuple(arguments.values), arguments.share, arguments.held_out)
     stem = Path(path).stem + ("-sample" if arguments.sample else "")
     out = arguments.out or Path("runs") / f"tune-{stem}-{arguments.name}"
-    folder.check(out, "tune", overwrite=arguments.overwrite, inputs=cli.inputs(config))
-    trials = tune.tune(plan, out, cli.device(arguments.device), anew=arguments.overwrite)
+    distributed.first(folder.check(out, "tune", overwrite=arguments.overwrite, inputs=cli.inputs(path, config)))
+    with cache.beside(out), folder.held(out) if distributed.rank() == 0 else nullcontext():
+        trials = tune.tune(plan, out, cli.device(arguments.device), anew=arguments.overwrite)
     if distributed.rank():
         return
     chosen = tune.best(trials)

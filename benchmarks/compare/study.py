@@ -41,7 +41,7 @@ def compare(suite: Suite | Large, out: Path, seeds: int, device: torch.device, o
     Raises:
         UserError: no such row, no data, or the records are of other settings.
     """
-    rows = _chosen(suite, only)
+    rows = chosen(suite, only)
     train = _trainer(suite, out, device)
     with records.held(out / f"{suite.name}.jsonl") as book:
         _check_settings(suite, book, device)
@@ -182,7 +182,12 @@ def _check_settings(suite: Suite | Large, book: Book, device: torch.device) -> N
         raise UserError(f"{book.path}: holds runs of other settings: {'; '.join(changed)}; name another --out")
 
 
-def _chosen(suite: Suite | Large, only: list[str] | None) -> list[Row]:
+def chosen(suite: Suite | Large, only: list[str] | None) -> list[Row]:
+    """The rows of these names, and those that they are compared with; None: all.
+
+    Raises:
+        UserError: no such row.
+    """
     known = {row.name: row for row in suite.rows}
     unknown = [name for name in only or () if name not in known]
     if unknown:

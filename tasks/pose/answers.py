@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from tasks import inputs, log, pictures
+from tasks import folder, inputs, log, pictures
 from tasks.errors import UserError
 from tasks.pose import draw, people, predict
 from tasks.pose.coco import read_json
@@ -135,11 +135,11 @@ def of_pictures(drawing: Drawing, networks: list[nn.Module], finder: Finder, tar
 def of_video(drawing: Drawing, networks: list[nn.Module], finder: Finder, video: Path, target: Path) -> None:
     """The drawn video, and a line of JSON for each of its frames."""
     source = Video(video)
-    written = VideoFile(target.with_name(f"{target.name}.mp4"), source.rate)
+    written = VideoFile(folder.fresh(target.with_name(f"{target.name}.mp4")), source.rate)
     lines = target.with_name(f"{target.name}.jsonl")
     count = people_seen = 0
     frames = (finder.frame(number, picture) for number, picture in enumerate(source))
-    with lines.open("w") as file:
+    with folder.fresh(lines).open("w") as file:
         for frame, answers in predict.poses(drawing.task, networks, frames, drawing.device):
             found = [{"keypoints": pose["keypoints"], "score": pose["score"]} for pose in answers[0]]
             file.write(json.dumps({"frame": frame.number, "seconds": frame.number / source.rate, "poses": found}) + "\n")

@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from tasks import folder
 from tasks.pose.joints import COCO, Joints
 
 Picture = NDArray[np.uint8]
@@ -162,7 +163,7 @@ def write(path: Path, picture: Picture) -> None:
     done, content = cv2.imencode(path.suffix, cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
     if not done:
         raise OSError(f"{path}: cannot be encoded")
-    path.write_bytes(content.tobytes())
+    folder.fresh(path).write_bytes(content.tobytes())
 
 
 def error_picture(path: Path, report: dict[str, Any], joints: Joints = COCO) -> None:
@@ -194,4 +195,4 @@ def error_picture(path: Path, report: dict[str, Any], joints: Joints = COCO) -> 
     sizes.bar(list(by_size), list(by_size.values()))
     sizes.set(title="AP by size", xlabel="square root of the person's area, pixels")
     sizes.grid(axis="y", alpha=0.3)
-    figure.savefig(path, dpi=100)
+    figure.savefig(folder.fresh(path), dpi=100)

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from onnxscript import opset21
 from torch import Tensor, nn
 
+from tasks import folder
 from tasks.quant.edges import quantize_edges
 from tasks.quant.graph import absorb_batch_norm, clip_codes, hold_biases, pack, quantize_biases
 from tasks.quant.prepare import QuantLayer, replaced
@@ -155,7 +156,7 @@ def export(
         del graph.initializers[name]
     _leave_out_origins(onnx_model)
     onnx_model.metadata_props.update({key: json.dumps(value) for key, value in (about or {}).items()})
-    ir.save(onnx_model, path)
+    ir.save(onnx_model, folder.fresh(path))
 
 
 def _leave_out_origins(model: ir.Model) -> None:

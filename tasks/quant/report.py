@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from tasks import log
+from tasks import folder, log
 
 TITLES = {
     "float": "float",
@@ -23,7 +23,7 @@ def write(out: Path, result: dict[str, Any]) -> str:
     """Write report.json, report.md and report.png into a folder; the report's text."""
     log.write_json(out / "report.json", result)
     text = _text(result)
-    (out / "report.md").write_text(text)
+    folder.fresh(out / "report.md").write_text(text)
     _draw(out / "report.png", result)
     return text
 
@@ -153,4 +153,4 @@ def _draw(path: Path, result: dict[str, Any]) -> None:
         panel.tick_params(labelsize=8)
         panel.spines[["top", "right"]].set_visible(False)
     middle.set_yticklabels([])
-    figure.savefig(path, dpi=110)
+    figure.savefig(folder.fresh(path), dpi=110)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tarfile
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tasks import cache, folder
 from tasks.classification import listing
 from tasks.errors import UserError
 
@@ -42,12 +44,38 @@ def test_pictures_without_classes(tmp_path: Path) -> None:
     """No labels, and nothing of folders below."""
     for value in range(3):
         picture(tmp_path / f"{value}.png", value)
+    (tmp_path / "folder.png").mkdir()
     found = listing.of_folder(tmp_path)
     assert found.classes is None
     assert [found[i][1] for i in range(3)] == [-1, -1, -1]
     with pytest.raises(UserError, match="no pictures in it"):
         (tmp_path / "none").mkdir()
         listing.of_folder(tmp_path / "none")
+
+
+def test_links(tmp_path: Path) -> None:
+    """To folders are followed, but not in a circle. Kills: pictures that are listed forty times."""
+    picture(tmp_path / "all/a/x.png", 1)
+    (tmp_path / "all/a/again").symlink_to("../a")
+    (tmp_path / "all/b").symlink_to("a")
+    found = listing.of_folder(tmp_path / "all")
+    assert [found.name(i) for i in range(len(found))] == ["a/x.png", "b/x.png"]
+
+
+def test_names_in_any_bytes(tmp_path: Path) -> None:
+    """Kills: a listing that is kept as text."""
+    name = os.fsdecode(b"\xff\n.png")
+    picture(tmp_path / "a.png", 7)
+    (tmp_path / "tree" / os.fsdecode(b"cl\xe9")).mkdir(parents=True)
+    (tmp_path / "a.png").rename(tmp_path / "tree" / os.fsdecode(b"cl\xe9") / name)
+    os.utime(tmp_path / "tree", (1, 1))
+    os.utime(tmp_path / "tree" / os.fsdecode(b"cl\xe9"), (1, 1))
+    folder.mark(tmp_path / "run", "train", {})
+    for _ in range(2):
+        with cache.beside(tmp_path / "run"):
+            found = listing.of_folder(tmp_path / "tree")
+        assert found.classes == (os.fsdecode(b"cl\xe9"),)
+        assert int(np.asarray(found[0][0])[0, 0]) == 7
 
 
 def test_tar(tmp_path: Path) -> None:
@@ -65,6 +93,12 @@ def test_tar(tmp_path: Path) -> None:
         "train/c10/x.png": 2,
         "train/c10/deep/y.png": 3,
     }
+    os.utime(tmp_path / "a.tar", (1, 1))
+    folder.mark(tmp_path / "run", "train", {})
+    for _ in range(2):
+        with cache.beside(tmp_path / "run"):
+            again = listing.of_tar(tmp_path / "a.tar")
+        assert int(np.asarray(again[0][0])[0, 0]) == 4 and again.classes == found.classes
     with tarfile.open(tmp_path / "b.tar.gz", "w:gz") as tar:
         tar.add(tmp_path / "tree", "train")
     with pytest.raises(tarfile.TarError):
