@@ -137,13 +137,13 @@ def _read(
     path: Path, folder: Path, stamp: tuple[int, int], how: str, joints: Joints | None, category: Any, lenient: bool
 ) -> Annotations:
     content = coco.content(path, stamp, how)
-    chosen = coco.categories(content, category, path)
+    chosen = _categories(path, stamp, how, category)
     if joints is None:
         joints = chosen.joints or COCO
     elif chosen.joints is not None and not joint_sets.agree(joints, chosen.joints):
         raise UserError(f"{path}: its keypoints are {difference(chosen.joints, joints)}; task.joints=None takes the file's")
     found = _parsed(content, folder, path, joints, chosen, lenient)
-    coco.content.cache_clear()  # hundreds of megabytes, of COCO's training split
+    coco.forget(path)
     return found
 
 

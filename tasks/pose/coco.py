@@ -10,7 +10,6 @@ import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -79,13 +78,31 @@ def stamp(path: Path) -> tuple[int, int]:
     return (path.stat().st_mtime_ns, path.stat().st_size) if path.is_file() else (0, 0)
 
 
-@lru_cache(maxsize=1)
-def content(path: Path, _: tuple[int, int], how: str) -> dict[str, Any]:
-    """A COCO file's content but for outlines, kept until it is asked for another or cleared.
+_contents: dict[Path, tuple[tuple[int, int], dict[str, Any]]] = {}
+
+
+def forget(path: Path) -> None:
+    """Keep a file's content no longer: hundreds of megabytes, of COCO's training split."""
+    _contents.pop(path, None)
+
+
+def content(path: Path, stamp: tuple[int, int], how: str) -> dict[str, Any]:
+    """A COCO file's content but for outlines, kept until it is forgotten.
+
+    Args:
+        path: the file.
+        stamp: of the file now; a content of another stamp is read anew.
+        how: where to get it, for the error.
 
     Raises:
         UserError: missing, broken, or without a list of images.
     """
+    if path not in _contents or _contents[path][0] != stamp:
+        _contents[path] = stamp, _content(path, how)
+    return _contents[path][1]
+
+
+def _content(path: Path, how: str) -> dict[str, Any]:
     found = read_json(path, how, _trimmed)
     if not isinstance(found, dict) or not isinstance(found.get("images"), list):
         raise UserError(f"{path}: not a COCO annotation file: it lacks a list of images or annotations")

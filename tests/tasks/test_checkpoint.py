@@ -27,6 +27,23 @@ def test_damaged_checkpoints(tmp_path: Path) -> None:
         checkpoint.load_weights(toy.Toy(width=5).build(), tmp_path / "last.pt")
 
 
+def test_a_checkpoint_is_written_from_where_it_lies(tmp_path: Path) -> None:
+    """Kills: a copy of the weights in memory, which a large network has no room for."""
+    if not os.access("/proc/self/clear_refs", os.W_OK):
+        pytest.skip("the system does not tell the peak of memory")
+
+    def resident(field: str) -> int:
+        status = Path("/proc/self/status").read_text()
+        return int(next(line.split()[1] for line in status.splitlines() if line.startswith(field))) // 1024
+
+    weights = {str(i): torch.ones(1_000_000) for i in range(50)}  # 200 MB
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins here
+    before = resident("VmRSS")
+    checkpoint.save(tmp_path / "large.pt", weights)
+    assert resident("VmHWM") - before < 60
+    assert (tmp_path / "large.pt").stat().st_size > 200e6
+
+
 class Bomb:
     """Runs code when unpickled."""
 

@@ -11,6 +11,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from arsam import ARSAM, reuse, sampling
 from tasks import state
+from tasks.loading import Batches
+from tasks.step import floats
 from tests.tasks import toy
 
 
@@ -24,6 +26,20 @@ def test_total_steps_reach_the_rules() -> None:
     assert optimizer.sampling.warmup == 7  # type: ignore[attr-defined]
     config = dataclasses.replace(toy.config, sharpness=partial(ARSAM, reuse=partial(reuse.Decayed, horizon=9)))  # type: ignore[arg-type]
     assert state.build_optimizer(config, config.task.build(), 7).reuse.horizon == 9  # type: ignore[attr-defined]
+
+
+def test_what_is_saved_is_not_copied() -> None:
+    """Kills: a state_dict that doubles the memory of model, average and optimizer."""
+    config = dataclasses.replace(toy.config, ema=0.9, num_workers=0)
+    batches = Batches(21, 4, 5, 0)
+    run = state.State(config, batches, toy.CPU)
+    data = config.task.dataset("train")
+    batch = torch.utils.data.default_collate([data[i] for i in range(4)])
+    for _ in range(2):
+        run.optimizer.step(lambda: (run.optimizer.zero_grad(), config.task.loss(run.model, batch).backward())[1])
+    first, second = ([x for x in floats(run.state_dict()) if x.numel() > 1] for _ in range(2))
+    assert len(first) > 25
+    assert [x.untyped_storage().data_ptr() for x in first] == [x.untyped_storage().data_ptr() for x in second]
 
 
 def test_average_equals_torchs() -> None:

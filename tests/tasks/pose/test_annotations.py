@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from tasks.errors import UserError
-from tasks.pose import joint_sets, people
+from tasks.pose import coco, joint_sets, people
 from tasks.pose.annotations import Annotations, named, read
 from tasks.pose.joints import COCO, Joints
 
@@ -212,3 +212,27 @@ def test_growth_is_linear(tmp_path: Path) -> None:
         people.annotated(loaded(content, tmp_path))
         seconds.append(time.process_time() - begin)
     assert seconds[1] < 30 * seconds[0]
+
+
+def test_a_split_is_parsed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whose joints were asked for first. Kills: the validation split's file parsed again once training's has been."""
+    parsed: list[str] = []
+    real = coco.read_json
+
+    def read_json(path: Path, *others: Any) -> Any:
+        parsed.append(path.stem)
+        return real(path, *others)
+
+    monkeypatch.setattr(coco, "read_json", read_json)
+    files = [tmp_path / "val.json", tmp_path / "train.json"]
+    for file in files:
+        file.write_text(json.dumps(one_annotation()))
+    named(files[0], "", None)
+    for file in (*reversed(files), *files):
+        read(file, tmp_path, "", COCO, None, False)
+        named(file, "", None)
+    assert parsed == ["val", "train"]
+    assert not coco._contents.keys() & set(files)
+    files[0].write_text(json.dumps(one_annotation(id=8)) + " ")
+    read(files[0], tmp_path, "", COCO, None, False)
+    assert parsed[-1] == "val" and len(parsed) == 3
