@@ -59,8 +59,9 @@ def _train(config: Config, out: Path | None, device: torch.device, resume: bool,
     state = State(config, batches, device)
     records = Records(config, state, batches, out, name)
     with signals.noted() as stopping, records.opened(resume):
-        cache.keep()  # the folder is there now
         preflight.check(config, data, state.model, device)
+        cache.keep()  # the folder is there now
+        records.start_logging()
         step = Step(config, state)
         try:
             _evaluate_if_due(config, state, records, stopping, out)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -71,11 +72,61 @@ class MLflow:
         self._mlflow.end_run()
 
 
-KINDS: dict[str, type[TensorBoard] | type[WandB] | type[MLflow]] = {
+_KINDS: dict[str, type[TensorBoard] | type[WandB] | type[MLflow]] = {
     "tensorboard": TensorBoard,
     "wandb": WandB,
     "mlflow": MLflow,
 }
+_AWAY = {
+    "tensorboard": "log_to=None trains without",
+    "wandb": "`wandb login` once, or WANDB_MODE=offline, or log_to=None",
+    "mlflow": "MLFLOW_TRACKING_URI=sqlite:///FILE or a server's address, or log_to=None",
+}
+
+
+class _Lasting:
+    """A logger whose service may go away, which costs no training."""
+
+    def __init__(self, kind: str, logger: Logger, warn: Callable[[str], None]) -> None:
+        self._kind, self._logger, self._warn = kind, logger, warn
+
+    def write(self, step: int, numbers: dict[str, float]) -> None:
+        """Log, or warn."""
+        self._try(lambda: self._logger.write(step, numbers))
+
+    def close(self) -> None:
+        """Finish, or warn."""
+        self._try(self._logger.close)
+
+    def _try(self, act: Callable[[], None]) -> None:
+        try:
+            act()
+        except Exception as error:
+            self._warn(f"log_to={self._kind}: not logged ({_told(error)}); the run goes on")
+
+
+def start(kind: str, out: Path, config: dict[str, Any], warn: Callable[[str], None]) -> Logger:
+    """A logger of a kind, ready to write.
+
+    Args:
+        kind: of `check`.
+        out: the run's folder.
+        config: in plain containers.
+        warn: called with a sentence where something could not be logged, which is no error.
+
+    Raises:
+        UserError: it is not installed, or its service or its folder is not to be had.
+    """
+    try:
+        return _Lasting(kind, _KINDS[kind](out, config), warn)
+    except UserError:
+        raise
+    except Exception as error:  # of a package of others, and of what is at the other end of a network
+        raise UserError(f"log_to={kind}: cannot be started ({_told(error)}); {_AWAY[kind]}") from error
+
+
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__} {' '.join(str(error).split())[:200]}"
 
 
 def check(kind: str) -> None:

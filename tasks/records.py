@@ -84,22 +84,30 @@ class Records:
                 self._metrics = log.Metrics(self._out / "metrics.jsonl", self._metrics.lines)
             if not resume:
                 self.save(folder.required)  # shows that there is room for one before time is spent
-            if self._writes and self._out is not None and self._config.log_to is not None:
-                self._logger = loggers.KINDS[self._config.log_to](self._out, describe(self._config))
-                until_the_end.callback(self._logger.close)
             done = self._state.progress.step
             self._bar = until_the_end.enter_context(Bar(self._batches.total, done, self._writes))
             try:
                 yield
             except UserError:
                 if not resume and self._writes and self._out is not None and self._state.progress.step == 0:
-                    folder.leave(
-                        self._out, folder.MARKER, "metrics.jsonl", "last.pt"
-                    )  # so that the same command does, once the mistake is mended
+                    # so that the same command does, once the mistake is mended
+                    folder.leave(self._out, folder.MARKER, "metrics.jsonl", "last.pt")
                 raise
+            finally:
+                if self._logger is not None:
+                    self._logger.close()
 
     def _describe(self) -> dict[str, Any]:
         return {"name": self._name, "config": describe(self._config), **log.environment(self._state.device)}
+
+    def start_logging(self) -> None:
+        """Begin to log where the config says.
+
+        Raises:
+            UserError: it cannot be done.
+        """
+        if self._writes and self._out is not None and self._config.log_to is not None:
+            self._logger = loggers.start(self._config.log_to, self._out, describe(self._config), self._warn)
 
     def restore(self) -> None:
         """Go on from the last checkpoint.
@@ -218,10 +226,7 @@ class Records:
     def _write_line(self, line: dict[str, Any]) -> None:
         self._metrics.write(line)
         if self._logger is not None:
-            try:
-                self._logger.write(line["step"], loggers.numbers(line))
-            except Exception as error:  # a service that is away costs no training
-                self._warn(f"log_to={self._config.log_to}: not logged ({type(error).__name__} {error}); the run goes on")
+            self._logger.write(line["step"], loggers.numbers(line))
 
     def wants_evaluation(self) -> bool:
         """Does an epoch end here whose evaluation is due and not yet in the records?"""
