@@ -51,10 +51,8 @@ def train(
 
 def _train(config: Config, out: Path | None, device: torch.device, resume: bool, name: str) -> dict[str, Any]:
     torch.manual_seed(config.seed)
-    data = config.task.dataset("train")
-    if not len(data):  # type: ignore[arg-type]
-        raise UserError("the train split holds nothing to learn from")
-    batches = Batches(len(data), config.batch_size, config.epochs, config.seed)  # type: ignore[arg-type]
+    data, items = preflight.split(config, "train")
+    batches = Batches(items, config.batch_size, config.epochs, config.seed)
     distributed.check(batches.size)
     state = State(config, batches, device)
     records = Records(config, state, batches, out, name)

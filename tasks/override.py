@@ -118,11 +118,28 @@ def _value(text: str, hint: Any, assignment: str) -> Any:
         if isinstance(value, bool) and expected in (int, float):
             continue
         try:
-            return typeguard.check_type(value, expected)
+            typeguard.check_type(value, expected)
         except typeguard.TypeCheckError:
             continue
+        return _as_float(value, assignment) if _is_whole(value) and not _takes(expected, int) else value
     name = expected.__name__ if isinstance(expected, type) else str(expected).replace("typing.", "")
     raise UserError(f"{assignment}: expected {name}, got {text}")
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _takes(expected: Any, kind: type) -> bool:
+    return expected is Any or kind in (expected, *typing.get_args(expected))
+
+
+def _as_float(value: int, assignment: str) -> float:
+    """A whole number where any number will do: Python's have no largest, and torch's do."""
+    try:
+        return float(value)
+    except OverflowError:
+        raise UserError(f"{assignment}: must be finite") from None
 
 
 def _resolved(hint: Any) -> Any:

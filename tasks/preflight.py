@@ -35,15 +35,32 @@ def check(config: Config, data: Any, model: nn.Module, device: torch.device) -> 
     if not hasattr(data, "batch"):  # which lies in memory
         seeded = Seeded(data, config.seed)
         items = [seeded[0, index] for index in range(min(2, len(data)))]
-    val = config.task.dataset("val")
-    if not len(val):  # type: ignore[arg-type]
-        raise UserError("the val split holds nothing to evaluate")
+    val, _ = split(config, "val")
     if not hasattr(val, "batch"):
         Seeded(val, config.seed)[0, 0]
     if items and isinstance(items[0], dict) and all(isinstance(value, torch.Tensor) for value in items[0].values()):
         _check_room(config, sum(value.nbytes for value in items[0].values()), len(data))
-    if items and hasattr(config.task, "example"):  # the network takes pictures
+    if items and isinstance(items[0], dict):
         _check_fit(config, torch.utils.data.default_collate(items), copy.deepcopy(model).eval(), device)
+
+
+def split(config: Config, name: str) -> tuple[Any, int]:
+    """The data of a split, and how many items they are.
+
+    Raises:
+        UserError: there are none, or they cannot be had with these settings.
+    """
+    try:
+        data: Any = config.task.dataset(name)
+        items = len(data)
+    except (UserError, OSError, MemoryError):
+        raise
+    except Exception as error:  # a data set of anybody's, with settings of anybody's
+        what = f"{type(error).__name__} {' '.join(str(error).split())[:300]}"
+        raise UserError(f"task: the split {name} cannot be had with these settings: {what}") from error
+    if not items:
+        raise UserError(f"the {name} split holds nothing to {'learn from' if name == 'train' else 'evaluate'}")
+    return data, items
 
 
 def _check_fit(config: Config, batch: Batch, model: nn.Module, device: torch.device) -> None:

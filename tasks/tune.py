@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -124,10 +125,16 @@ def tune(plan: Plan, out: Path, device: torch.device, anew: bool = False) -> lis
     done = {} if anew else _begun(plan, out)
     for value in plan.values:
         plan.trial(value, plan.longest)  # says now what is wrong with it
-    first, count = plan.first() if not plan.values else (0.0, 0)
-    if distributed.rank() == 0:
-        folder.mark(out, "tune", {"config": plan.path, "name": plan.name})
+    ladder = plan.first() if not plan.values else (0.0, 0)
+    with folder.held(out) if distributed.rank() == 0 else nullcontext():
+        if distributed.rank() == 0:
+            folder.mark(out, "tune", {"config": plan.path, "name": plan.name})
+        return _halve(plan, out, device, done, ladder)
 
+
+def _halve(
+    plan: Plan, out: Path, device: torch.device, done: dict[tuple[str, int], Trial], ladder: tuple[float, int]
+) -> list[Trial]:
     def trial(value: str, epochs: int) -> Trial:
         if (value, epochs) not in done:
             done[value, epochs] = _train(plan, value, epochs, out, device)
@@ -140,7 +147,7 @@ def tune(plan: Plan, out: Path, device: torch.device, anew: bool = False) -> lis
     if plan.values:
         scores = {value: trial(value, epochs).score for value in plan.values}
     else:
-        found = search.climb(lambda value: trial(f"{value:g}", epochs).score, first, count)
+        found = search.climb(lambda value: trial(f"{value:g}", epochs).score, *ladder)
         scores = {f"{value:g}": score for value, score in found.items()}
     while epochs < plan.longest and len(scores) > 1:
         epochs = min(plan.longest, 2 * epochs)

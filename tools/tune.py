@@ -6,7 +6,6 @@ the training data and are measured on it. Another setting: --name optimizer.lr, 
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from pathlib import Path
 
 import cli
@@ -30,7 +29,7 @@ def main() -> None:
     stem = Path(path).stem + ("-sample" if arguments.sample else "")
     out = arguments.out or Path("runs") / f"tune-{stem}-{arguments.name}"
     distributed.first(folder.check(out, "tune", overwrite=arguments.overwrite, inputs=cli.inputs(path, config)))
-    with cache.beside(out), folder.held(out) if distributed.rank() == 0 else nullcontext():
+    with cache.beside(out):
         trials = tune.tune(plan, out, cli.device(arguments.device), anew=arguments.overwrite)
     if distributed.rank():
         return

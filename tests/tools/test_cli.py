@@ -124,3 +124,74 @@ def test_numbers_are_finite() -> None:
     """Kills: 1e400, which Python reads as inf, in a config."""
     with pytest.raises(override.UserError, match=r"optimizer\.lr=1e400: must be finite"):
         override.override(toy.config, ["optimizer.lr=1e400"])
+
+
+def test_benchmarks_write_over_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before anything is measured. Kills: a table written over a user's file, records among a user's files."""
+    from benchmarks.compare import study
+
+    def ran(*_: Any) -> None:
+        raise study.UserError("the study ran")
+
+    monkeypatch.setattr(study, "compare", ran)
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes/quick.jsonl").write_text("mine")
+    for arguments, words in (
+        (["overhead", "--out", "notes/quick.jsonl"], "quick.jsonl: is there already; name another --out, or --overwrite"),
+        (["overhead", "--out", "notes"], "notes: cannot be written (it is no file)"),
+        (["quant", "--out", "/dev/stdout"], "/dev/stdout: cannot be written"),
+        (["overhead", "--out", ""], "a path is needed, got an empty text"),
+        (["loop", "--rounds", "0"], "--rounds must be >= 1, got 0"),
+        (["compare", "quick", "--out", "notes"], "notes: holds files that tools/bench.py did not write (quick.jsonl)"),
+        (["compare", "quick", "--out", "new", "--only", "nobody"], "nobody: no row of the suite quick"),
+        (["compare", "quick", "--out", "new"], "the study ran"),
+        (["compare", "quick", "--out", "new"], "the study ran"),
+        (["compare"], "the following arguments are required: SUITE; see bench.py compare --help"),
+    ):
+        assert inside("bench", *arguments, cwd=tmp_path, monkeypatch=monkeypatch) == 2, arguments
+        shown = capsys.readouterr().err
+        assert words in shown and shown.count("\n") == 1, shown
+    assert (tmp_path / "notes/quick.jsonl").read_text() == "mine"
+    assert folder.owner(tmp_path / "new") == "bench" and not (tmp_path / "notes/run.json").exists()
+
+
+def test_a_tuning_looks_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Kills: a bad value found after hours of good ones, a folder of others taken."""
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/tune.json").write_text("mine")
+    some = ["--name", "optimizer.lr", "--held-out", "0", "--values", "0.1"]
+    for arguments, words in (
+        ([*some, "--out", "mine"], "mine: holds files that tools/tune.py did not write (tune.json)"),
+        ([*some, "--out", str(tmp_path.parent), "--overwrite"], "an output is never an input"),
+        ([*some, "banana", "--out", "new"], "optimizer.lr=banana"),
+        (["--name", "optimizer.lrr", "--held-out", "0", "--out", "new"], "did you mean lr?"),
+    ):
+        (tmp_path / "toy.py").write_text(Path(TOY).read_text())
+        assert inside("tune", "toy.py", *arguments, cwd=tmp_path, monkeypatch=monkeypatch) == 2, arguments
+        assert words in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+    assert (tmp_path / "mine/tune.json").read_text() == "mine"
+
+
+def test_what_is_read_is_never_written_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With --overwrite, whatever the tool. Kills: a checkpoint, a config or data in the folder that is asked for."""
+    (tmp_path / "toy.py").write_text(Path(TOY).read_text())
+    (tmp_path / "best.pt").write_bytes(b"weights")
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep/link.pt").hardlink_to(tmp_path / "best.pt")
+    given = ["--checkpoint", "best.pt", "--overwrite"]
+    quant = str(ROOT / "configs/quant/resnet18_w4a4_arsam.py")
+    for tool, arguments in (
+        ("train", ["toy.py", "--out", ".", "--overwrite"]),
+        ("eval", ["toy.py", *given, "--out", "."]),
+        ("eval", [TOY, *given, "--out", "deep"]),
+        ("quantize", [quant, "--sample", *given, "--out", "."]),
+        ("quantize", [quant, "--sample", "task.teacher=best.pt", "--overwrite", "--out", "deep"]),
+    ):
+        assert inside(tool, *arguments, cwd=tmp_path, monkeypatch=monkeypatch) == 2, (tool, arguments)
+        assert "an output is never an input" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["best.pt", "deep", "toy.py"]
