@@ -120,7 +120,8 @@ class Batches:
 class Seeded(Dataset[Any]):
     """A dataset whose random choices depend on (seed, epoch, index) alone, whatever process loads the item.
 
-    So the number of workers changes nothing, and a resumed run sees the very items that it would have seen.
+    So the number of workers changes nothing, and a resumed run sees the very items that it would have seen. A data set with
+    ``random = False`` draws nothing, and is spared the seed of each item.
     """
 
     def __init__(self, data: Dataset[Any], seed: int) -> None:
@@ -130,6 +131,8 @@ class Seeded(Dataset[Any]):
 
     def __getitem__(self, key: tuple[int, int]) -> Any:
         epoch, index = key
+        if not getattr(self._data, "random", True):
+            return self._data[index]
         word = int(np.random.SeedSequence([self._seed, epoch, index]).generate_state(1)[0])
         # numpy's global generator is exchanged for one of our own, since a copy of its state costs more than a small picture.
         before = random.getstate(), np.random.get_bit_generator(), torch.get_rng_state()

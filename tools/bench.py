@@ -1,9 +1,11 @@
-"""Benchmarks: python tools/bench.py overhead | quant | loop | compare SUITE | readme"""
+"""Benchmarks: python tools/bench.py overhead | quant | loop | pose | compare SUITE | readme"""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import cli
 import torch
@@ -13,6 +15,7 @@ from benchmarks.compare.suites import SUITES
 from benchmarks.speed.loop_cost import loop_cost
 from benchmarks.speed.low_bit import quant
 from benchmarks.speed.overhead import overhead
+from benchmarks.speed.pose_scale import PICTURES, pose
 from tasks import distributed, folder, log
 from tasks.errors import UserError
 
@@ -23,9 +26,20 @@ def speed(arguments: argparse.Namespace) -> None:
     """Measure, and write the record where one is wanted."""
     if arguments.rounds < 1:
         raise UserError(f"--rounds must be >= 1, got {arguments.rounds}")
+    _recorded(arguments, lambda: arguments.measure(cli.device(arguments.device), arguments.rounds))
+
+
+def scale(arguments: argparse.Namespace) -> None:
+    """Pose evaluation without its network on as many boxes as val2017 has detected people, and train2017's annotations."""
+    if arguments.pictures < 2:
+        raise UserError(f"--pictures must be >= 2, got {arguments.pictures}")
+    _recorded(arguments, lambda: pose(arguments.root, arguments.pictures))
+
+
+def _recorded(arguments: argparse.Namespace, measure: Callable[[], dict[str, Any]]) -> None:
     if arguments.out is not None:
         folder.check_file(arguments.out, overwrite=arguments.overwrite)
-    record = arguments.measure(cli.device(arguments.device), arguments.rounds)
+    record = measure()
     if arguments.out is not None:
         with folder.required(arguments.out):
             arguments.out.parent.mkdir(parents=True, exist_ok=True)
@@ -74,6 +88,12 @@ def main() -> None:
         command.add_argument("--out", type=cli.path, help="also write the table and the environment as JSON")
         command.add_argument("--overwrite", action="store_true", help="write --out even if there is such a file")
         command.set_defaults(function=speed, measure=measure)
+    command = commands.add_parser("pose", help=scale.__doc__)
+    command.add_argument("--root", default="data/coco", help="in COCO's layout, to be repeated; default: %(default)s")
+    command.add_argument("--pictures", type=int, default=PICTURES, help="default: %(default)s")
+    command.add_argument("--out", type=cli.path, help="also write the table and the environment as JSON")
+    command.add_argument("--overwrite", action="store_true", help="write --out even if there is such a file")
+    command.set_defaults(function=scale)
     command = commands.add_parser("compare", help=compare.__doc__)
     command.add_argument("suite", choices=SUITES, metavar="SUITE", help=" or ".join(SUITES))
     command.add_argument("--seeds", type=int, help="default: the suite's")

@@ -1,6 +1,7 @@
 """Codecs: what a network is taught of a person's joints, by which loss, and how its answer becomes coordinates again.
 
-All have the same methods: `encode` and `decode`, `loss`, and `unmirror` for the flip test.
+All have the same methods: `encode` and `decode`, `loss`, and `unmirror` for the flip test; and `span`, the length in pixels of
+the crop that a box is brought to (`tasks.pose.transforms.affine`).
 
 # B batch, K keypoints, H W heatmap, h w crop; sizes are (width, height), coordinates (x, y) in pixels of the crop
 """
@@ -9,11 +10,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+
+from tasks.pose import cells
 
 Array = NDArray[np.float32]
 
@@ -45,10 +47,12 @@ class Heatmap:
     shift_heatmap: bool = True
 
     def __post_init__(self) -> None:
-        if not self.sigma > 0:
-            raise ValueError(f"sigma must be > 0, got {self.sigma}")
-        if self.blur < 3 or self.blur % 2 == 0:
-            raise ValueError(f"blur must be odd and >= 3, got {self.blur}")
+        _check(self.sigma, self.blur)
+
+    @property
+    def span(self) -> tuple[float, float]:
+        """Pixels of the crop that the box is brought to: all of them."""
+        return self.input_size
 
     @property
     def _stride(self) -> NDArray[np.float64]:
@@ -64,29 +68,14 @@ class Heatmap:
         Returns:
             Heatmaps [K, H, W] and weights [K]: 0 for joints that are not labelled, or whose Gaussian misses the heatmap.
         """
-        width, height = self.heatmap_size
-        centre = keypoints / self._stride
+        centre, radius = keypoints / self._stride, None
         if not self.unbiased:
-            centre = (centre + 0.5).astype(np.int64).astype(np.float64)
-            radius = float(int(3 * self.sigma))
-        else:
-            radius = 3 * self.sigma
-        low, high = centre - radius, centre + radius + 1
-        reaches = (low[:, 0] < width) & (low[:, 1] < height) & (high[:, 0] >= 0) & (high[:, 1] >= 0)
-        weights = (labelled & reaches).astype(np.float32)
-        # The Gaussian factors into columns and rows; cells beyond the radius stay 0 in the biased form.
-        profiles = []
-        for axis, size in enumerate((width, height)):
-            offset = np.arange(size)[None, :] - centre[:, axis : axis + 1]
-            profile = np.exp(-(offset**2) / (2 * self.sigma**2))
-            profiles.append(profile if self.unbiased else np.where(np.abs(offset) <= radius, profile, 0.0))
-        columns, rows = profiles
-        heatmaps = rows[:, :, None] * columns[:, None, :] * weights[:, None, None]
-        return heatmaps.astype(np.float32), weights
+            centre, radius = (centre + 0.5).astype(np.int64).astype(np.float64), int(3 * self.sigma)
+        return cells.gaussians(centre, centre, radius, self.sigma, self.heatmap_size, labelled)
 
     def loss(self, heatmaps: Tensor, target: Tensor, weight: Tensor) -> Tensor:
         """Mean squared error over all cells of all heatmaps; those of joints without a weight count as 0."""
-        return ((heatmaps - target).square() * weight[:, :, None, None]).mean()
+        return cells.mean_squares(heatmaps, target, weight)
 
     def unmirror(self, heatmaps: Tensor) -> Tensor:
         """Heatmaps [B, K, H, W] of mirrored crops where they lie in the crops themselves; the joints stay swapped."""
@@ -102,52 +91,65 @@ class Heatmap:
         Returns:
             Keypoints [B, K, 2] and scores [B, K], the maxima. A map without a positive value gives the cell (-1, -1).
         """
-        batch, joints, height, width = heatmaps.shape
-        maps = heatmaps.reshape(-1, height, width)
-        flat = maps.reshape(len(maps), -1)
-        place = flat.argmax(axis=1)
-        scores = flat[np.arange(len(maps)), place]
-        cells = np.stack([place % width, place // width], axis=1)
-        cells[scores <= 0] = -1
-        offsets = self._newton(maps, cells) if self.unbiased else self._quarter(maps, cells)
-        keypoints = (cells + offsets) * self._stride
-        return keypoints.reshape(batch, joints, 2).astype(np.float32), scores.reshape(batch, joints)
+        maps, places, scores = cells.maxima(heatmaps)
+        offsets = cells.newton(maps, places, self.blur) if self.unbiased else cells.quarter(maps, places)
+        keypoints = (places + offsets) * self._stride
+        return keypoints.reshape(*scores.shape, 2).astype(np.float32), scores
 
-    @staticmethod
-    def _quarter(maps: Array, cells: NDArray[np.int64]) -> NDArray[np.float64]:
-        height, width = maps.shape[1:]
-        offsets = np.zeros(cells.shape)
-        x, y = cells.T
-        # The reference leaves the first two and the last column alone along x, and any border cell along the other axis.
-        m = np.flatnonzero((x > 1) & (x < width - 1) & (y > 0) & (y < height))
-        offsets[m, 0] = 0.25 * np.sign(maps[m, y[m], x[m] + 1] - maps[m, y[m], x[m] - 1])
-        m = np.flatnonzero((y > 1) & (y < height - 1) & (x > 0) & (x < width))
-        offsets[m, 1] = 0.25 * np.sign(maps[m, y[m] + 1, x[m]] - maps[m, y[m] - 1, x[m]])
-        return offsets
 
-    def _newton(self, maps: Array, cells: NDArray[np.int64]) -> NDArray[np.float64]:
-        """The Newton step on the blurred log-heatmap, of which only the 5x5 cells around each maximum are made."""
-        height, width = maps.shape[1:]
-        offsets = np.zeros(cells.shape)
-        x, y = cells.T
-        m = np.flatnonzero((x > 1) & (x < width - 2) & (y > 1) & (y < height - 2))
-        margin = self.blur // 2
-        # 0 beyond the border, as the blur of the whole map has it
-        padded = np.pad(maps[m], ((0, 0), (margin, margin), (margin, margin)))
-        side = np.arange(2 * margin + 5) - 2
-        windows = padded[np.arange(len(m))[:, None, None], y[m, None, None] + side[:, None], x[m, None, None] + side]
-        kernel = cv2.getGaussianKernel(self.blur, 0)[:, 0]
-        blur = np.stack([np.pad(kernel, (i, 4 - i)) for i in range(5)])
-        p = np.log(np.maximum(blur @ windows @ blur.T, 1e-10))
-        gradient = 0.5 * np.stack([p[:, 2, 3] - p[:, 2, 1], p[:, 3, 2] - p[:, 1, 2]], axis=1)
-        xy = 0.25 * (p[:, 3, 3] - p[:, 1, 3] - p[:, 3, 1] + p[:, 1, 1])
-        xx = 0.25 * (p[:, 2, 4] - 2 * p[:, 2, 2] + p[:, 2, 0])
-        yy = 0.25 * (p[:, 4, 2] - 2 * p[:, 2, 2] + p[:, 0, 2])
-        determinant = xx * yy - xy * xy
-        some = determinant != 0
-        adjugate = np.stack([np.stack([yy, -xy], 1), np.stack([-xy, xx], 1)], 1)[some]
-        offsets[m[some]] = -(adjugate @ gradient[some, :, None])[..., 0] / determinant[some, None]
-        return offsets
+@dataclass(frozen=True)
+class UDPHeatmap:
+    """Heatmaps of unbiased data processing (UDP, arXiv 1911.07524), which mirror into themselves.
+
+    Lengths are counted between the centres of the first and the last pixel: a box spans w - 1 pixels of the crop and W - 1
+    cells, so that cell i lies at pixel i (w - 1) / (W - 1), and cell W - 1 - i at the mirror image of that pixel: the flip test
+    needs no shift. The Gaussian is centred on the joint itself and cut 3 sigma around the nearest cell; the maximum of the
+    blurred log-heatmap is found by a Newton step on its 3x3 cells.
+
+    Args:
+        input_size: (w, h) of the crop.
+        heatmap_size: (W, H).
+        sigma: of the Gaussian in heatmap cells, > 0.
+        blur: side of the decoder's blur in cells, odd; 11 goes with sigma 2, 17 with sigma 3.
+    """
+
+    input_size: tuple[int, int] = (192, 256)
+    heatmap_size: tuple[int, int] = (48, 64)
+    sigma: float = 2.0
+    blur: int = 11
+
+    def __post_init__(self) -> None:
+        _check(self.sigma, self.blur)
+
+    @property
+    def span(self) -> tuple[float, float]:
+        """Pixels of the crop from the centre of the first to that of the last."""
+        return self.input_size[0] - 1, self.input_size[1] - 1
+
+    @property
+    def _stride(self) -> NDArray[np.float64]:
+        return np.array(self.span) / (np.array(self.heatmap_size) - 1)
+
+    def encode(self, keypoints: Array, labelled: NDArray[np.bool_]) -> tuple[Array, Array]:
+        """Heatmaps of one person; arguments and results as of `Heatmap.encode`."""
+        centre = keypoints / self._stride.astype(np.float32)  # in 32 bits, so that ties are rounded as in the reference
+        nearest = (centre + 0.5).astype(np.int64).astype(np.float64)
+        return cells.gaussians(centre, nearest, int(3 * self.sigma), self.sigma, self.heatmap_size, labelled)
+
+    def loss(self, heatmaps: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+        """As of `Heatmap`."""
+        return cells.mean_squares(heatmaps, target, weight)
+
+    def unmirror(self, heatmaps: Tensor) -> Tensor:
+        """Heatmaps [B, K, H, W] of mirrored crops where they lie in the crops themselves; the joints stay swapped."""
+        return heatmaps.flip(3)
+
+    def decode(self, heatmaps: Array) -> tuple[Array, Array]:
+        """Coordinates and scores of a batch, as of `Heatmap.decode`."""
+        maps, places, scores = cells.maxima(heatmaps)
+        offsets = cells.newton_of_neighbours(maps, places, self.blur)
+        keypoints = (places + offsets) * self._stride
+        return keypoints.reshape(*scores.shape, 2).astype(np.float32), scores
 
 
 @dataclass(frozen=True)
@@ -177,6 +179,11 @@ class SimCC:
             raise ValueError(f"split_ratio must be > 0, got {self.split_ratio}")
         if self.smoothing is not None and not 0 <= self.smoothing < 1:
             raise ValueError(f"smoothing must lie in [0, 1), got {self.smoothing}; None is for Gaussian labels")
+
+    @property
+    def span(self) -> tuple[float, float]:
+        """Pixels of the crop that the box is brought to: all of them."""
+        return self.input_size
 
     @property
     def bins(self) -> tuple[int, int]:
@@ -245,4 +252,12 @@ class SimCC:
         return (place / self.split_ratio).astype(np.float32), scores
 
 
-Codec = Heatmap | SimCC
+def _check(sigma: float, blur: int) -> None:
+    if not sigma > 0:
+        raise ValueError(f"sigma must be > 0, got {sigma}")
+    if blur < 3 or blur % 2 == 0:
+        raise ValueError(f"blur must be odd and >= 3, got {blur}")
+
+
+Heatmaps = Heatmap | UDPHeatmap
+Codec = Heatmap | UDPHeatmap | SimCC

@@ -69,6 +69,7 @@ class PoseData(Dataset[dict[str, Tensor]]):
         self._mirrored, self._upper = np.array(joints.mirrored), np.array(joints.upper)
         self._codec = codec
         self._augmentation = augmentation
+        self.random = augmentation is not None
         self._limit = () if max_pixels == pictures.MAX_PIXELS else (max_pixels,)
         self._last: tuple[Path, Picture] | None = None  # what was decoded for the box before
 
@@ -76,11 +77,11 @@ class PoseData(Dataset[dict[str, Tensor]]):
         return len(self.people)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        person, size = self.people[index], self._codec.input_size
+        person, size, span = self.people[index], self._codec.input_size, self._codec.span
         picture = self._picture(person)
         centre, extent = transforms.box_to_centre(person.box)
         if self._augmentation is None:
-            return {"image": as_tensor(transforms.crop_box(picture, person.box, size)), "index": torch.tensor(index)}
+            return {"image": as_tensor(transforms.crop_box(picture, person.box, size, span)), "index": torch.tensor(index)}
         augmentation, flipped = self._augmentation, np.random.rand() < self._augmentation.flip
         points, labelled = person.keypoints[:, :2], person.keypoints[:, 2] > 0
         if (half := augmentation.half(points, labelled, self._upper)) is not None:
@@ -89,7 +90,7 @@ class PoseData(Dataset[dict[str, Tensor]]):
             # Mirrored as part of the crop's matrix, which gives the same pixels as mirroring the picture first.
             centre = np.array([picture.shape[1] - 1 - centre[0], centre[1]])
         centre, extent, rotation = augmentation.view(centre, extent)
-        matrix = transforms.affine(centre, transforms.fit_aspect(extent, size), rotation, size)
+        matrix = transforms.affine(centre, transforms.fit_aspect(extent, size), rotation, span)
         if flipped:
             matrix = matrix @ transforms.mirror(picture.shape[1])
         points = transforms.apply(matrix, points).astype(np.float32)
@@ -103,7 +104,9 @@ class PoseData(Dataset[dict[str, Tensor]]):
         """The person's picture, decoded once for neighbours in it."""
         if self._last is None or self._last[0] != person.picture:
             picture = as_annotated(read_picture(person.picture, *self._limit), person.picture, person.size, *self._limit)
-            self._last = (person.picture, picture)
+            if not self.random:  # OpenCV warps four channels in half the time of three; here there are many boxes to a picture
+                picture = cv2.cvtColor(picture, cv2.COLOR_RGB2RGBA)
+            self._last = (person.picture, picture)  # type: ignore[assignment]
         return self._last[1]
 
 
@@ -164,5 +167,5 @@ def as_annotated(picture: Picture, path: Path, size: tuple[int, ...], max_pixels
 
 
 def as_tensor(image: Picture) -> Tensor:
-    """A crop [h, w, 3] as [3, h, w]."""
-    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+    """A crop [h, w, 3] as [3, h, w]; a fourth channel is left out."""
+    return torch.from_numpy(np.ascontiguousarray(image[..., :3].transpose(2, 0, 1)))

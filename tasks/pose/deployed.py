@@ -13,17 +13,17 @@ import onnx
 import torch
 from torch import nn
 
-from tasks import checkpoint
+from tasks import checkpoint, distributed
 from tasks.errors import UserError
-from tasks.pose import starting
-from tasks.pose.codec import Heatmap, SimCC
+from tasks.pose import mmpose_weights, starting
+from tasks.pose.codec import Heatmap, SimCC, UDPHeatmap
 from tasks.pose.joints import Joints, same_names
 from tasks.pose.task import PoseTask
 from tasks.quant import export
 from tasks.quant.lowbit import LowBit
 from tasks.quant.runtime import InRuntime
 
-_CODECS: dict[str, Any] = {codec.__name__: codec for codec in (Heatmap, SimCC)}
+_CODECS: dict[str, Any] = {codec.__name__: codec for codec in (Heatmap, UDPHeatmap, SimCC)}
 
 
 def loaded(task: PoseTask, file: Path) -> tuple[PoseTask, nn.Module]:
@@ -38,23 +38,34 @@ def loaded(task: PoseTask, file: Path) -> tuple[PoseTask, nn.Module]:
     """
     if file.suffix.lower() == ".onnx":
         return _of_file(task, file)
-    if _is_udp(file):
-        raise UserError(
-            f"{file}: trained with UDP's geometry (arXiv 1911.07524), which this project does not decode: its joints would lie "
-            "beside the right ones; use a checkpoint without UDP, or start a training from it with task.weights="
-        )
-    state = starting.unwrapped(checkpoint.weights(file))
+    task = _with_its_geometry(task, file)
+    state = mmpose_weights.to_ours(starting.unwrapped(checkpoint.weights(file)))
     task = task.as_trained(state)
     model = task.build()
     checkpoint.fill(model, state, file)
     return task, model
 
 
-def _is_udp(file: Path) -> bool:
-    """Does a checkpoint of mmpose's say, in its config or its name, that it was trained with UDP? The tensors look the same."""
+def _with_its_geometry(task: PoseTask, file: Path) -> PoseTask:
+    """The task, under UDP (arXiv 1911.07524) where a checkpoint of mmpose's was trained so: the tensors look the same.
+
+    Raises:
+        UserError: UDP's offsets, or no network of heatmaps.
+    """
     meta = checkpoint.load(file).get("meta")
-    settings = str(meta) if isinstance(meta, dict) else ""
-    return re.search(r"UDPHeatmap|use_udp=True", settings) is not None or "udp" in re.split(r"[^a-z]+", file.stem.lower())
+    settings, words = str(meta) if isinstance(meta, dict) else "", re.split(r"[^a-z]+", file.stem.lower())
+    if re.search(r"UDPHeatmap|use_udp=True", settings) is None and "udp" not in words:
+        return task
+    if re.search(r"""heatmap_type['"]?\s*[=:]\s*['"]combined""", settings) or "regress" in words:
+        raise UserError(f"{file}: trained with UDP's offsets beside its heatmaps, which this project does not decode")
+    if isinstance(task.codec, UDPHeatmap):
+        return task
+    if not isinstance(task.codec, Heatmap):
+        raise UserError(f"{file}: trained with UDP's heatmaps, where the config's codec is {type(task.codec).__name__}")
+    if not distributed.rank():
+        print(f"{file}: trained with UDP, and cropped and decoded so (codec UDPHeatmap)", flush=True)
+    codec = task.codec
+    return replace(task, codec=UDPHeatmap(codec.input_size, codec.heatmap_size, codec.sigma, codec.blur))
 
 
 def _of_file(task: PoseTask, file: Path) -> tuple[PoseTask, nn.Module]:

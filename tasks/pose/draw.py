@@ -19,9 +19,11 @@ Picture = NDArray[np.uint8]
 Array = NDArray[np.float64]
 Colour = tuple[int, int, int]
 
-LEFT, RIGHT, MIDDLE = (255, 140, 0), (0, 170, 255), (80, 220, 100)
-WHITE = (255, 255, 255)
+# Orange and blue are told apart by everybody, and so is their neighbour in lightness between them.
+LEFT, RIGHT, MIDDLE = (255, 140, 0), (0, 170, 255), (224, 130, 190)
+WHITE, DARK = (255, 255, 255), (25, 25, 25)
 _SHIFT = 4  # drawing with sub-pixel coordinates: fractional bits
+_TEXT, _LINE = 0.55, 26  # size of titles, and the height of their bars in pixels
 _FAINT = 0.3  # opacity of a joint that is not sure at all
 
 
@@ -42,7 +44,7 @@ def skeleton(
         scores: [K], 1 and more is opaque; joints of a negative score are left out.
         joints: whose limbs and sides are drawn.
         thick: of the limbs in pixels.
-        colour: of all; None: orange for the person's left, blue for the right, green between.
+        colour: of all; None: orange for the person's left, blue for the right, pink between.
 
     Returns:
         A new picture.
@@ -83,10 +85,11 @@ def _blended(picture: Picture, points: Array, thick: float, opacity: float, colo
 
 def label(picture: Picture, text: str, at: tuple[float, float], size: float = 0.45) -> None:
     """Write white text on a dark ground, in place; its lower left corner at a point, moved into the picture."""
-    (width, height), below = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, size, 1)
+    (width, _), _ = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, size, 1)
+    (_, height), below = cv2.getTextSize("Ag", cv2.FONT_HERSHEY_SIMPLEX, size, 1)  # whatever the letters, one base line
     x = int(np.clip(at[0], 0, max(picture.shape[1] - width - 4, 0)))
     y = int(np.clip(at[1], height + below + 2, max(picture.shape[0], height + below + 2)))
-    cv2.rectangle(picture, (x, y - height - below - 2), (x + width + 4, y), (25, 25, 25), -1)
+    cv2.rectangle(picture, (x, y - height - below - 2), (x + width + 4, y), DARK, -1)
     cv2.putText(picture, text, (x + 2, y - below), cv2.FONT_HERSHEY_SIMPLEX, size, WHITE, 1, cv2.LINE_AA)
 
 
@@ -120,13 +123,40 @@ def poses(
 
 def side_by_side(pictures: list[tuple[str, Picture]]) -> Picture:
     """Pictures of one size beside each other, each under its title."""
-    titled = []
-    for title, picture in pictures:
-        bar = np.full((24, picture.shape[1], 3), 25, np.uint8)
-        label(bar, title, (4, 20))
-        titled.append(np.concatenate([bar, picture]))
+    titled = [np.concatenate([_bar(picture.shape[1], title), picture]) for title, picture in pictures]
     gap = np.full((titled[0].shape[0], 4, 3), 255, np.uint8)
     return np.concatenate([part for picture in titled for part in (picture, gap)][:-1], axis=1)
+
+
+def _bar(width: int, title: str) -> Picture:
+    bar = np.full((_LINE, width, 3), DARK, np.uint8)
+    label(bar, title, (4, _LINE - 3), _TEXT)
+    return bar
+
+
+def legend(width: int, entries: list[tuple[Colour, str]]) -> Picture:
+    """A bar that says what colours mean, in as many lines as it takes."""
+    places, x, line = [], 4, 0
+    for _, text in entries:
+        needed = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, _TEXT, 1)[0][0] + 40
+        if x > 4 and x + needed > width:
+            x, line = 4, line + 1
+        places.append((x, line * _LINE))
+        x += needed
+    bar = np.full(((line + 1) * _LINE, width, 3), DARK, np.uint8)
+    for (left, top), (colour, text) in zip(places, entries, strict=True):
+        cv2.line(bar, (left + 3, top + _LINE // 2), (left + 17, top + _LINE // 2), colour, 4, cv2.LINE_AA)
+        label(bar, text, (left + 22, top + _LINE - 3), _TEXT)
+    return bar
+
+
+def sides(joints: Joints) -> list[tuple[Colour, str]]:
+    """The colours of a set's limbs and joints, and what they mean."""
+    parts = [joints.side(*limb) for limb in joints.limbs] + [joints.side(k) for k in range(len(joints))]
+    meanings = ((-1, LEFT, "the person's left"), (1, RIGHT, "the person's right"), (0, MIDDLE, "between"))
+    if not any(parts):
+        return [(MIDDLE, "predicted")]
+    return [(colour, text) for side, colour, text in meanings if side in parts]
 
 
 def contact_sheet(rows: list[tuple[str, list[tuple[str, Picture]]]]) -> Picture:
@@ -141,11 +171,9 @@ def contact_sheet(rows: list[tuple[str, list[tuple[str, Picture]]]]) -> Picture:
         blank = np.full_like(tiles[0][1], 255)
         shown = [tile.copy() for _, tile in tiles]
         for tile, (caption, _) in zip(shown, tiles, strict=True):
-            label(tile, caption, (2, tile.shape[0] - 2), 0.4)
+            label(tile, caption, (2, tile.shape[0] - 2), _TEXT)
         strip = np.concatenate([part for tile in [*shown, *[blank] * (columns - len(tiles))] for part in _spaced(tile)], axis=1)
-        bar = np.full((22, strip.shape[1], 3), 25, np.uint8)
-        label(bar, title, (2, 19))
-        strips += [bar, strip]
+        strips += [_bar(strip.shape[1], title), strip]
     return np.concatenate(strips)
 
 

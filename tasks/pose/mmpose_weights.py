@@ -2,7 +2,8 @@
 
     python -m tasks.pose.mmpose_weights runs/NAME/best.pt for_mmpose.pth
 
-HRNet with a heatmap head and SimCC heads on ResNet or HRNet have the same tensors here and there, so that only names differ.
+HRNet with a heatmap head, SimpleBaseline on ResNet, and SimCC heads on both have the same tensors here and there, so that only
+names differ.
 """
 
 from __future__ import annotations
@@ -19,18 +20,23 @@ from tasks.errors import UserError
 JOINTS = "_extra_state"  # torch's name of what a network of ours keeps beside its tensors
 
 # mmpose's prefixes and ours, of the two networks; the backbones' names are timm's.
-_HEATMAP = {"head.final_layer.": "head."}
+_HEATMAP = {"head.final_layer.": "head.", "head.deconv_layers.": "neck."}
 _SIMCC = {
     "head.deconv_head.deconv_layers.": "deconvs.",
     "head.deconv_head.final_layer.": "maps.",
     "head.mlp_head_x.": "columns.",
     "head.mlp_head_y.": "rows.",
 }
+# HRNet's and SimpleBaseline's own repositories; all else there is the backbone.
+_ORIGINAL = {"final_layer.": "head.", "deconv_layers.": "neck."}
 _SIMCC_WITHOUT_DECONVS = {**_SIMCC, "head.final_layer.": "maps."}
 
 
 def to_ours(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A state_dict under our names; one that has them already comes back as it is."""
+    """A state_dict of mmpose's or of the original HRNet's under our names; one that has them already comes back as it is."""
+    if "final_layer.weight" in state:
+        parts = (*_ORIGINAL, JOINTS)
+        return {_replaced(key, _ORIGINAL) if key.startswith(parts) else f"backbone.{key}": x for key, x in state.items()}
     state = {_replaced(key, {"keypoint_head.": "head."}): tensor for key, tensor in state.items()}  # before mmpose 1.0
     names = _SIMCC_WITHOUT_DECONVS if "head.mlp_head_x.weight" in state else _HEATMAP
     return {_replaced(key, names): tensor for key, tensor in state.items()}
@@ -72,6 +78,8 @@ def main(arguments: list[str]) -> None:
     state = checkpoint.weights(source)
     if not {"head.weight", "columns.weight"} & state.keys():
         raise UserError(f"{source}: not a pose network of this project: it has neither head.weight nor columns.weight")
+    if any(key.startswith("lateral.") for key in state):
+        raise UserError(f"{source}: mmpose's HeatmapHead has no top-down additions; deconvs= makes a network that it has")
     checkpoint.save(target, {"meta": {}, "state_dict": to_mmpose(state)})
 
 

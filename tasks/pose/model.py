@@ -14,7 +14,7 @@ from timm.models.hrnet import cfg_cls
 from torch import Tensor, nn
 
 from tasks.pose import mmpose_weights
-from tasks.pose.codec import Heatmap, SimCC
+from tasks.pose.codec import Heatmaps, SimCC
 from tasks.pose.joints import COCO, Joints, same_names
 
 
@@ -89,7 +89,7 @@ class HeatmapHRNet(PoseNetwork):
         widths: tuple[int, int, int, int] | None = None,
         modules: tuple[int, int, int] | None = None,
         blocks: int | None = None,
-        codec: Heatmap | None = None,
+        codec: Heatmaps | None = None,
         joints: Joints = COCO,
     ) -> None:
         super().__init__(joints)

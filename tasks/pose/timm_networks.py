@@ -12,7 +12,7 @@ import timm
 from torch import Tensor, nn
 
 from tasks.errors import UserError
-from tasks.pose.codec import Heatmap
+from tasks.pose.codec import Heatmaps
 from tasks.pose.joints import COCO, Joints
 from tasks.pose.model import PoseNetwork
 
@@ -59,7 +59,7 @@ class TimmHeatmap(PoseNetwork):
         variant: str = "tf_efficientnet_lite0",
         width: int = 64,
         deconvs: tuple[int, ...] | None = None,
-        codec: Heatmap | None = None,
+        codec: Heatmaps | None = None,
         joints: Joints = COCO,
     ) -> None:
         super().__init__(joints)

@@ -32,19 +32,18 @@ def fit_aspect(extent: Array, size: tuple[int, int]) -> Array:
     return np.array([width, width / ratio] if width > height * ratio else [height * ratio, height])
 
 
-def affine(centre: Array, extent: Array, rotation: float, size: tuple[int, int]) -> Array:
-    """The matrix from picture to crop: x' = s R (x - centre) + size / 2.
+def affine(centre: Array, extent: Array, rotation: float, span: tuple[float, float]) -> Array:
+    """The matrix from picture to crop: x' = span / extent R (x - centre) + span / 2.
 
     Args:
         centre: of the box.
-        extent: of the box, in the crop's aspect ratio; s = size[0] / extent[0].
+        extent: of the box, in the crop's aspect ratio.
         rotation: of the box in degrees, clockwise on screen; R turns it upright.
-        size: (w, h) of the crop.
+        span: pixels of the crop that the extent is brought to: (w, h), or (w - 1, h - 1) under UDP.
     """
-    s = size[0] / extent[0]
-    cos, sin = s * np.cos(np.deg2rad(rotation)), s * np.sin(np.deg2rad(rotation))
-    linear = np.array([[cos, sin], [-sin, cos]])
-    return np.column_stack([linear, np.array(size) / 2 - linear @ centre])
+    cos, sin = np.cos(np.deg2rad(rotation)), np.sin(np.deg2rad(rotation))
+    linear = (np.array(span) / extent)[:, None] * np.array([[cos, sin], [-sin, cos]])
+    return np.column_stack([linear, np.array(span) / 2 - linear @ centre])
 
 
 def mirror(width: int) -> Array:
@@ -62,24 +61,29 @@ def crop(picture: NDArray[np.uint8], matrix: Array, size: tuple[int, int]) -> ND
     return cv2.warpAffine(picture, matrix, size, flags=cv2.INTER_LINEAR)  # type: ignore[return-value]
 
 
-def crop_box(picture: NDArray[np.uint8], box: Array, size: tuple[int, int]) -> NDArray[np.uint8]:
+def crop_box(
+    picture: NDArray[np.uint8], box: Array, size: tuple[int, int], span: tuple[float, float]
+) -> NDArray[np.uint8]:  # fmt: skip
     """The crop [h, w, 3] of a box as evaluation sees it: padded, upright."""
     centre, extent = box_to_centre(box)
-    return crop(picture, affine(centre, fit_aspect(extent, size), 0.0, size), size)
+    return crop(picture, affine(centre, fit_aspect(extent, size), 0.0, span), size)
 
 
-def to_picture(keypoints: Array, centre: Array, extent: Array, size: tuple[int, int]) -> Array:
+def to_picture(keypoints: Array, centre: Array, extent: Array, span: tuple[float, float]) -> Array:
     """Keypoints [..., 2] of an unrotated crop, in pixels of the picture."""
-    return keypoints / np.array(size) * extent + centre - 0.5 * extent
+    return keypoints / np.array(span) * extent + centre - 0.5 * extent
 
 
-def to_pictures(keypoints: Array, boxes: Array, size: tuple[int, int]) -> tuple[Array, Array]:
+def to_pictures(
+    keypoints: Array, boxes: Array, size: tuple[int, int], span: tuple[float, float]
+) -> tuple[Array, Array]:  # fmt: skip
     """Keypoints of the crops of boxes in pixels of their pictures, and the areas of the padded boxes.
 
     Args:
         keypoints: [N, K, 2], of crops as `crop_box` makes them.
         boxes: [N, 4].
         size: (w, h) of the crops.
+        span: as of `affine`.
 
     Returns:
         Keypoints [N, K, 2] and areas [N].
@@ -87,7 +91,7 @@ def to_pictures(keypoints: Array, boxes: Array, size: tuple[int, int]) -> tuple[
     centres, padded = boxes[:, :2] + boxes[:, 2:] / 2, boxes[:, 2:] * PADDING
     widths = np.maximum(padded[:, 0], padded[:, 1] * (size[0] / size[1]))
     extents = np.column_stack([widths, widths / (size[0] / size[1])])
-    return to_picture(keypoints, centres[:, None], extents[:, None], size), extents.prod(axis=1)
+    return to_picture(keypoints, centres[:, None], extents[:, None], span), extents.prod(axis=1)
 
 
 @dataclass(frozen=True)

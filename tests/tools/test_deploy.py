@@ -15,7 +15,9 @@ import pytest
 import torch
 
 from tasks import config as configs
+from tasks.errors import UserError
 from tasks.pose import deployed, predict
+from tasks.pose.codec import SimCC, UDPHeatmap
 from tasks.pose.data import read_picture
 from tasks.pose.joints import Joints
 from tests.tools.test_commands import ROOT, SMALL, TINY, inside
@@ -171,9 +173,27 @@ def test_udp_is_told_apart(
 ) -> None:
     """Its tensors look the same and its joints lie elsewhere. Kills: poses that are silently beside the right ones."""
     torch.save({"meta": meta, "state_dict": torch.load(world / "best.pt")}, world / name)
-    arguments = [SMALL, *TINY, "--checkpoint", name, "0.png", "--out", "udp"]
-    assert inside("predict", *arguments, cwd=world, monkeypatch=monkeypatch) == 2
-    assert f"{name}: trained with UDP's geometry" in capsys.readouterr().err
+    arguments = [SMALL, *TINY, "--checkpoint", name, "0.png", "--out", f"{name}-out"]
+    assert inside("predict", *arguments, cwd=world, monkeypatch=monkeypatch) == 0
+    assert f"{name}: trained with UDP, and cropped and decoded so" in capsys.readouterr().out
+    found = json.loads((world / f"{name}-out/keypoints.json").read_text())[0]["keypoints"]
+    task = dataclasses.replace(configs.override(configs.load(SMALL), TINY).task, codec=UDPHeatmap((96, 128), (24, 32), 1.5, 9))  # type: ignore[type-var]
+    task, network = deployed.loaded(task, world / "best.pt")  # type: ignore[arg-type]
+    frames = [predict.whole(0, read_picture(world / "0.png"))]
+    ((_, ((pose,),)),) = predict.poses(task, [network.eval()], frames, torch.device("cpu"))
+    assert found == pose["keypoints"]
+
+
+def test_udp_that_is_not_decoded(world: Path, tmp_path: Path) -> None:
+    """Offsets beside the heatmaps, or heatmaps where SimCC is asked for. Kills: a third of the channels taken for joints."""
+    task = configs.override(configs.load(SMALL), TINY).task
+    combined = "codec = dict(type='UDPHeatmap', heatmap_type='combined')"
+    torch.save({"meta": {"cfg": combined}, "state_dict": torch.load(world / "best.pt")}, tmp_path / "a.pth")
+    with pytest.raises(UserError, match=r"a\.pth: trained with UDP's offsets"):
+        deployed.loaded(task, tmp_path / "a.pth")  # type: ignore[arg-type]
+    torch.save({"meta": {}, "state_dict": torch.load(world / "best.pt")}, tmp_path / "w32_udp.pth")
+    with pytest.raises(UserError, match="where the config's codec is SimCC"):
+        deployed.loaded(dataclasses.replace(task, codec=SimCC((96, 128))), tmp_path / "w32_udp.pth")  # type: ignore[type-var, arg-type]
 
 
 class Found(torch.nn.Module):

@@ -2,9 +2,10 @@
 
     python tests/tasks/pose/mmpose_parity.py --root data/coco
 
-Prints, for a heatmap HRNet and a SimCC-ResNet18, how far apart the two are in crops, targets, outputs, loss, and AP with
-the flip test. The weights are fitted here to the very people for some steps, so that the figures are not those of noise;
-they go to mmpose through a file of `tasks.pose.mmpose_weights`. Needs the environment that `make mmpose` makes.
+Prints, for HRNet on plain heatmaps and on UDP's, SimCC-ResNet18 and SimpleBaseline, how far apart the two are in crops,
+targets, outputs, loss, and AP with the flip test. The weights are fitted here to the very people for some steps, so that the
+figures are not those of noise; they go to mmpose through a file of `tasks.pose.mmpose_weights`. Needs the environment that
+`make mmpose` makes.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import json
 import sys
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,10 +29,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
 from tasks.pictures import normalised
 from tasks.pose import mmpose_weights as weights
-from tasks.pose.codec import Heatmap, SimCC
+from tasks.pose.codec import Heatmap, SimCC, UDPHeatmap
 from tasks.pose.data import PoseData
 from tasks.pose.model import HeatmapHRNet, SimCCNet, resnet
 from tasks.pose.task import PoseTask
+from tasks.pose.timm_networks import TimmHeatmap
 from tasks.pose.transforms import Augmentation
 
 STILL = Augmentation(flip=0.0, half_body=0.0, shift_probability=0.0, scale=(1.0, 1.0), rotation_probability=0.0)
@@ -48,6 +51,17 @@ def simcc_task(root: Path) -> PoseTask:
     """SimCC on ResNet-18 with narrow deconvolutions."""
     network = partial(SimCCNet, backbone=partial(resnet, "resnet18"), deconvs=DECONVS)
     return PoseTask(root=str(root), codec=SimCC(SIZE, sigma=3.0), network=network, augmentation=STILL)
+
+
+def udp_task(root: Path) -> PoseTask:
+    """The small HRNet on UDP's heatmaps."""
+    return replace(hrnet_task(root), codec=UDPHeatmap(SIZE, (24, 32), sigma=2.0))
+
+
+def baseline_task(root: Path) -> PoseTask:
+    """SimpleBaseline on ResNet-18 with narrow deconvolutions."""
+    network = partial(TimmHeatmap, "resnet18", deconvs=(*DECONVS, 64))
+    return PoseTask(root=str(root), codec=Heatmap(SIZE, (24, 32), sigma=2.0), network=network, augmentation=STILL)
 
 
 def hrnet_there() -> dict[str, Any]:
@@ -98,9 +112,27 @@ def simcc_there() -> dict[str, Any]:
     return {"backbone": {"type": "ResNet", "depth": 18}, "head": head, "test_cfg": {"flip_test": True}}
 
 
+def udp_there() -> dict[str, Any]:
+    """mmpose's config of `udp_task`'s network."""
+    there = hrnet_there()
+    there["head"]["decoder"] = {"type": "UDPHeatmap", "input_size": SIZE, "heatmap_size": (24, 32), "sigma": 2}
+    there["test_cfg"]["shift_heatmap"] = False
+    return there
+
+
+def baseline_there() -> dict[str, Any]:
+    """mmpose's config of `baseline_task`'s network."""
+    there = hrnet_there()
+    widths = (*DECONVS, 64)
+    there["head"] |= {"in_channels": 512, "deconv_out_channels": widths, "deconv_kernel_sizes": (4,) * len(widths)}
+    return {**there, "backbone": {"type": "ResNet", "depth": 18}}
+
+
 CASES: dict[str, tuple[Callable[[Path], PoseTask], Callable[[], dict[str, Any]]]] = {
     "heatmap HRNet": (hrnet_task, hrnet_there),
     "SimCC-ResNet18": (simcc_task, simcc_there),
+    "UDP HRNet": (udp_task, udp_there),
+    "SimpleBaseline-ResNet18": (baseline_task, baseline_there),
 }
 
 
@@ -177,7 +209,9 @@ def compare(name: str, root: Path, steps: int) -> dict[str, tuple[float, float]]
     theirs.eval()
 
     def dataset(*steps: dict[str, Any], test: bool) -> Any:
-        pipeline = [{"type": "LoadImage"}, {"type": "GetBBoxCenterScale"}, {"type": "TopdownAffine", "input_size": SIZE}]
+        udp = isinstance(task.codec, UDPHeatmap)
+        affine = {"type": "TopdownAffine", "input_size": SIZE, "use_udp": udp}
+        pipeline = [{"type": "LoadImage"}, {"type": "GetBBoxCenterScale"}, affine]
         return CocoDataset(
             data_root=str(root),
             ann_file="annotations/person_keypoints_val2017.json",

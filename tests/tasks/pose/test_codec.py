@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks.pose.codec import Heatmap, SimCC
+from tasks.pose.codec import Heatmap, SimCC, UDPHeatmap
 
 
 def painted(keypoint: np.ndarray, sigma: float, width: int, height: int, unbiased: bool) -> tuple[np.ndarray, float]:
@@ -78,8 +79,89 @@ def test_empty_maps(unbiased: bool) -> None:
     assert np.isfinite(decoded).all()
 
 
+def udp_painted(keypoint: np.ndarray, sigma: float, width: int, height: int) -> tuple[np.ndarray, float]:
+    """One of UDP's heatmaps, cell by cell: the Gaussian lies on the joint, its window on the nearest cell."""
+    heatmap = np.zeros((height, width))
+    (x, y), radius = keypoint, int(3 * sigma)
+    i, j = int(x + 0.5), int(y + 0.5)
+    if i - radius >= width or j - radius >= height or i + radius + 1 < 0 or j + radius + 1 < 0:
+        return heatmap, 0.0
+    for row in range(max(j - radius, 0), min(j + radius + 1, height)):
+        for column in range(max(i - radius, 0), min(i + radius + 1, width)):
+            heatmap[row, column] = np.exp(-((column - x) ** 2 + (row - y) ** 2) / (2 * sigma**2))
+    return heatmap, 1.0
+
+
+def test_udp_encode_equals_the_loops() -> None:
+    """Kills: the stride of w / W, a Gaussian on the nearest cell, a window that is not cut, x and y swapped."""
+    codec = UDPHeatmap((96, 128), (24, 32), sigma=2.0)
+    rng = np.random.default_rng(0)
+    keypoints = rng.uniform(-60, 190, (40, 2)).astype(np.float32)
+    labelled = rng.random(40) > 0.2
+    heatmaps, weights = codec.encode(keypoints, labelled)
+    for k in range(40):
+        expected, weight = udp_painted(keypoints[k] / (np.array([95, 127]) / (23, 31)), 2.0, 24, 32)
+        assert weights[k] == weight * labelled[k]
+        np.testing.assert_allclose(heatmaps[k], expected * weights[k], atol=1e-6)
+    assert 0 < weights.sum() < labelled.sum(), "every case must occur"
+
+
+def udp_decoded(heatmap: np.ndarray, blur: int) -> np.ndarray:
+    """One joint in cells, as the reference has it: the whole map blurred, scaled, cut off; the Newton step; edges repeated."""
+    height, width = heatmap.shape
+    y, x = np.unravel_index(heatmap.argmax(), heatmap.shape)
+    margin = blur // 2
+    p = cv2.GaussianBlur(np.pad(heatmap, margin), (blur, blur), 0)[margin:-margin, margin:-margin].astype(np.float64)
+    p = np.log(np.clip(p * heatmap.max() / p.max(), 1e-3, 50))
+
+    def at(dx: int, dy: int) -> float:
+        return p[min(max(y + dy, 0), height - 1), min(max(x + dx, 0), width - 1)]
+
+    gradient = [(at(1, 0) - at(-1, 0)) / 2, (at(0, 1) - at(0, -1)) / 2]
+    xy = (at(1, 1) - at(1, 0) - at(0, 1) + 2 * at(0, 0) - at(-1, 0) - at(0, -1) + at(-1, -1)) / 2
+    xx, yy = at(1, 0) - 2 * at(0, 0) + at(-1, 0), at(0, 1) - 2 * at(0, 0) + at(0, -1)
+    return np.array([x, y]) - np.linalg.solve(np.array([[xx, xy], [xy, yy]]) + np.finfo(np.float32).eps * np.eye(2), gradient)
+
+
+@pytest.mark.parametrize("factor", [1.0, 0.01, 0.002, 200.0])
+def test_udp_decode_equals_the_loops(factor: float) -> None:
+    """Strong and faint maxima, inside and at the border. Kills: edges of 0, a cut before the scale, no cut, a scale of 1."""
+    codec = UDPHeatmap((96, 128), (24, 32), sigma=2.0)
+    rng = np.random.default_rng(1)
+    heatmaps, weights = codec.encode(rng.uniform(-6, 130, (80, 2)).astype(np.float32), np.ones(80, bool))
+    heatmaps = (factor * (heatmaps[heatmaps.max(axis=(1, 2)) > 0.3] + 0.01 * rng.random((32, 24)))).astype(np.float32)
+    decoded, scores = codec.decode(heatmaps[None])
+    expected = np.stack([udp_decoded(heatmap, 11) for heatmap in heatmaps]) * np.array([95, 127]) / (23, 31)
+    np.testing.assert_allclose(decoded[0], expected, atol=5e-3)
+    np.testing.assert_array_equal(scores[0], heatmaps.max(axis=(1, 2)))
+
+
+@given(x=st.floats(22, 74), y=st.floats(22, 106))
+@settings(max_examples=60, deadline=None)
+def test_udp_round_trip_and_mirror(x: float, y: float) -> None:
+    """The joint is found, and in the mirror image at w - 1 - x. Kills: a span of w, a shift of the mirrored heatmaps."""
+    codec = UDPHeatmap((96, 128), (24, 32), sigma=2.0)
+    keypoints = np.array([[x, y], [95 - x, y]], dtype=np.float32)
+    heatmaps, _ = codec.encode(keypoints, np.array([True, True]))
+    decoded, _ = codec.decode(heatmaps[None])
+    assert np.abs(decoded[0] - keypoints).max() < 0.05
+    mirrored = codec.unmirror(torch.from_numpy(heatmaps[None])).numpy()
+    np.testing.assert_allclose(mirrored[0, 1], heatmaps[0], atol=1e-3)
+
+
+@pytest.mark.parametrize("codec", [Heatmap((96, 128), (24, 32), unbiased=True), UDPHeatmap((96, 128), (24, 32))])
+def test_maps_without_an_interior_maximum(codec: Heatmap | UDPHeatmap) -> None:
+    """A batch of border maxima, or of none, is decoded. Kills: windows of an empty selection."""
+    heatmaps = np.zeros((1, 2, 32, 24), dtype=np.float32)
+    assert (codec.decode(heatmaps)[0] < 0).all()
+    heatmaps[0, 0, 0, 0] = heatmaps[0, 1, 31, 23] = 1.0
+    assert np.isfinite(codec.decode(heatmaps)[0]).all()
+
+
 def test_bad_settings() -> None:
     """Errors name the rule."""
+    with pytest.raises(ValueError, match="odd"):
+        UDPHeatmap(blur=4)
     with pytest.raises(ValueError, match="sigma"):
         Heatmap(sigma=0)
     with pytest.raises(ValueError, match="odd"):

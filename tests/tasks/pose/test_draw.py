@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tasks.pose import draw, errors
-from tasks.pose.joints import COCO
+from tasks.pose.joints import COCO, Joints
 
 
 def test_limbs_join_neighbours() -> None:
@@ -60,9 +60,18 @@ def test_sheets() -> None:
     """Rows of unequal length, and pictures side by side under their titles."""
     tiles = [("a", np.full((50, 40, 3), k, np.uint8)) for k in range(3)]
     sheet = draw.contact_sheet([("worst", tiles), ("best", tiles[:1])])
-    assert sheet.shape == (2 * (50 + 22), 3 * (40 + 3), 3)
+    assert sheet.shape == (2 * (50 + 26), 3 * (40 + 3), 3)
     pair = draw.side_by_side([("one", tiles[0][1]), ("two", tiles[1][1])])
-    assert pair.shape == (74, 84, 3)
+    assert pair.shape == (76, 84, 3)
+
+
+def test_legend() -> None:
+    """A set's sides alone, in as many lines as they take. Kills: a colour that nothing has, text beyond the border."""
+    assert [colour for colour, _ in draw.sides(COCO)] == [draw.LEFT, draw.RIGHT, draw.MIDDLE]
+    assert [colour for colour, _ in draw.sides(Joints(("left", "right")))] == [draw.LEFT, draw.RIGHT]
+    assert draw.sides(Joints(("tip", "tail"))) == [(draw.MIDDLE, "predicted")]
+    wide, narrow = (draw.legend(width, draw.sides(COCO)) for width in (1000, 200))
+    assert wide.shape == (26, 1000, 3) and narrow.shape == (78, 200, 3)
 
 
 def test_files(tmp_path: Path) -> None:

@@ -20,16 +20,25 @@ from tasks.errors import UserError
 from tasks.pose import mmpose_weights, sample
 from tasks.pose.codec import SimCC
 from tasks.pose.model import HeatmapHRNet, SimCCNet, hrnet, resnet
+from tasks.pose.timm_networks import TimmHeatmap
 
 TINY = {"widths": (4, 8, 8, 8), "modules": (1, 1, 1), "blocks": 1}
 CODEC = SimCC((64, 64), sigma=2.0)
 NETWORKS = {
     "heatmaps": partial(HeatmapHRNet, **TINY),
+    "SimpleBaseline": partial(TimmHeatmap, "resnet18", deconvs=(8, 8, 8)),
     "SimCC": partial(SimCCNet, CODEC, partial(resnet, "resnet18"), (8, 8)),
     "SimCC without deconvolutions": partial(SimCCNet, CODEC, partial(hrnet, **TINY), ()),
 }
 HEADS = {
     "heatmaps": {"head.final_layer.weight", "head.final_layer.bias"},
+    "SimpleBaseline": {
+        "head.final_layer.weight",
+        "head.final_layer.bias",
+        *(f"head.deconv_layers.{i}.weight" for i in (0, 1, 3, 4, 6, 7)),
+        *(f"head.deconv_layers.{i}.{name}" for i in (1, 4, 7) for name in ("bias", "running_mean", "running_var")),
+        *(f"head.deconv_layers.{i}.num_batches_tracked" for i in (1, 4, 7)),
+    },
     "SimCC": {
         *(f"head.deconv_head.deconv_layers.{i}.weight" for i in (0, 1, 3, 4)),
         *(f"head.deconv_head.deconv_layers.{i}.{name}" for i in (1, 4) for name in ("bias", "running_mean", "running_var")),
@@ -119,6 +128,9 @@ def test_written_for_mmpose(tmp_path: Path) -> None:
     mmpose_weights.main([str(tmp_path / "best.pt"), str(tmp_path / "out.pth")])
     written = torch.load(tmp_path / "out.pth", weights_only=True)
     assert torch.equal(written["state_dict"]["head.mlp_head_x.weight"], model.columns.weight)
+    torch.save({"head.weight": torch.zeros(1), "lateral.0.0.weight": torch.zeros(1)}, tmp_path / "added.pt")
+    with pytest.raises(UserError, match=r"added\.pt: mmpose's HeatmapHead has no top-down additions"):
+        mmpose_weights.main([str(tmp_path / "added.pt"), str(tmp_path / "out.pth")])
     torch.save({"fc.weight": torch.zeros(1)}, tmp_path / "other.pt")
     with pytest.raises(UserError, match=r"other\.pt: not a pose network"):
         mmpose_weights.main([str(tmp_path / "other.pt"), str(tmp_path / "out.pth")])
@@ -126,7 +138,7 @@ def test_written_for_mmpose(tmp_path: Path) -> None:
 
 @pytest.mark.mmpose
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", ["heatmap HRNet", "SimCC-ResNet18"])
+@pytest.mark.parametrize("name", ["heatmap HRNet", "SimCC-ResNet18", "UDP HRNet", "SimpleBaseline-ResNet18"])
 def test_parity(name: str, tmp_path: Path) -> None:
     """mmpose and we agree on crops, targets, outputs, loss and AP. Kills: a reduction, a shift or a rounding of our own."""
     if importlib.util.find_spec("mmpose") is None:

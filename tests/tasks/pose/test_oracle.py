@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from tasks.pose import joint_sets
-from tasks.pose.codec import Codec, Heatmap, SimCC
+from tasks.pose.codec import Codec, Heatmap, SimCC, UDPHeatmap
 from tasks.pose.joints import COCO, Joints
 from tasks.pose.task import PoseTask
 
@@ -114,8 +114,9 @@ def scene(root: Path, joints: Joints, *, text_ids: bool, exif: bool, named: bool
         (COCO, HEATMAP, {"exif": True, "text_ids": True}),
         (joint_sets.MPII, HEATMAP, {"detected": True}),
         (joint_sets.HAND, SimCC((96, 128), sigma=3.0), {}),
+        (COCO, UDPHeatmap((96, 128), (24, 32), sigma=1.5), {"detected": True}),
     ],
-    ids=["fish", "fish-detected", "coco-unnamed", "coco-exif", "mpii-detected", "hand-simcc"],
+    ids=["fish", "fish-detected", "coco-unnamed", "coco-exif", "mpii-detected", "hand-simcc", "coco-udp"],
 )
 def test_full_marks(joints: Joints, codec: Codec, options: dict[str, bool], tmp_path: Path) -> None:
     """AP is exactly 1. Kills: another set's pairs or sigmas, ids taken for places, boxes of another picture."""

@@ -15,7 +15,7 @@ from torch import nn
 
 from tasks.errors import UserError
 from tasks.pose import draw, errors, predict, report, sample, transforms
-from tasks.pose.codec import Codec, Heatmap, SimCC
+from tasks.pose.codec import Codec, Heatmap, SimCC, UDPHeatmap
 from tasks.pose.data import PoseData, read_picture
 from tasks.pose.joints import COCO
 from tasks.pose.model import HeatmapHRNet, SimCCNet, hrnet, resnet
@@ -50,7 +50,7 @@ class Oracle(nn.Module):
         self.targets: dict[bytes, torch.Tensor] = {}
         for i, person in enumerate(data.people):
             centre, extent = transforms.box_to_centre(person.box)
-            matrix = transforms.affine(centre, transforms.fit_aspect(extent, codec.input_size), 0.0, codec.input_size)
+            matrix = transforms.affine(centre, transforms.fit_aspect(extent, codec.input_size), 0.0, codec.span)
             points, labelled = transforms.apply(matrix, person.keypoints[:, :2]), person.keypoints[:, 2] > 0
             image = data[i]["image"]
             self.targets[image.numpy().tobytes()] = torch.from_numpy(codec.encode(points.astype(np.float32), labelled)[0])
@@ -75,11 +75,19 @@ def test_flipping_moves_no_joint(root: Path) -> None:
         seen = np.array([person.keypoints[:, 2] > 0 for person in data.people])
         bias[flip, shift] = decoded[seen][:, 0]
     shifted, unshifted = (float(np.median(bias[True, s] - bias[False, True])) for s in (True, False))
+    udp = UDPHeatmap((96, 128), (24, 32), sigma=1.5)
+    both = []
+    for flip in (False, True):
+        task = PoseTask(root=str(root), codec=udp, flip_test=flip)
+        data = task.dataset("val")
+        crops = torch.stack([data[i]["image"] for i in range(len(data))])
+        both.append(udp.decode(task._prediction(Oracle(data, udp), (crops - MEAN) / STD).numpy())[0])
+    assert np.abs(both[0] - both[1])[seen].max() < 0.1
     assert shifted == pytest.approx(4 / 8, abs=0.2)  # an eighth of a cell, in pixels of the crop
     assert unshifted == pytest.approx(-4 * 3 / 8, abs=0.2)
 
 
-@pytest.mark.parametrize("codec", [CODEC, SimCC((96, 128), sigma=3.0)])
+@pytest.mark.parametrize("codec", [CODEC, SimCC((96, 128), sigma=3.0), UDPHeatmap((96, 128), (24, 32), sigma=1.5)])
 @pytest.mark.parametrize("flip_test", [False, True])
 def test_the_truth_scores_full_marks(root: Path, flip_test: bool, codec: Codec) -> None:
     """Crop, encode, flip, decode and map back are one another's inverses. Kills: any slip in the geometry or the flip."""
@@ -159,10 +167,13 @@ def test_pictures_of_an_evaluation(root: Path, tmp_path: Path) -> None:
     found = task.results(oracle, batches(data), data.people)
 
     def drawn(poses: list[dict[str, Any]]) -> draw.Picture:
-        return report.worst_and_best(annotations, errors.matched(annotations.truth(), poses), COCO, 10**9, 3)
+        return report.examples(annotations, errors.matched(annotations.truth(), poses), COCO, max_pixels=10**9, count=3)
 
     sheet = drawn(found)
-    assert sheet.shape == (2 * (256 + 22), 3 * (192 + 3), 3)
+    legend = sheet.shape[0] - 3 * (256 + 26)
+    assert legend in (26, 52) and sheet.shape[1:] == (3 * (192 + 3), 3)
+    for colour in (draw.LEFT, draw.RIGHT, draw.MIDDLE, draw.WHITE):
+        assert (sheet[:legend] == colour).all(axis=2).any()
     moved = [{**pose, "keypoints": [v + 9 for v in pose["keypoints"]]} for pose in found]
     white = [(drawn(f) == draw.WHITE).all(axis=2).sum() for f in (found, moved)]
     assert white[0] + 200 < white[1], "a true pose hides the truth"
