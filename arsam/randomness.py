@@ -23,6 +23,8 @@ from typing import Any
 import torch
 from torch import nn
 
+Kind = tuple[bool, bool]  # of a call: are gradients on, is the model in training mode?
+
 
 class Randomness:
     """The state of all generators at one moment.
@@ -51,10 +53,12 @@ class Randomness:
             _numpy().set_state(self._numpy)
 
     def moved(self) -> bool:
-        """Have torch's default generators drawn since?"""
-        return not torch.equal(self._cpu, torch.get_rng_state()) or any(
-            not torch.equal(state, _module(device).get_rng_state(device)) for device, state in self._devices.items()
-        )
+        """Has a generator that is not a module's own drawn since?"""
+        if self._python != random.getstate() or not torch.equal(self._cpu, torch.get_rng_state()):
+            return True
+        if self._numpy is not None and str(self._numpy) != str(_numpy().get_state()):
+            return True
+        return any(not torch.equal(state, _module(device).get_rng_state(device)) for device, state in self._devices.items())
 
 
 def _module(device: torch.device) -> Any:
@@ -75,38 +79,58 @@ class Recording:
     """The generators at each forward of the first pass, to be replayed in the second.
 
     In a loop that owns its backward there is no closure to wrap, so that the model's own calls are what the passes have in
-    common: the n-th call of the second pass draws what the n-th of the first drew.
+    common: the n-th call of the second pass draws what the n-th of the first drew. Calls without gradients (a teacher, a
+    metric) and calls in evaluation mode are counted by themselves, for a pass may leave them out.
     """
 
     def __init__(self) -> None:
-        self.recorded: list[Randomness] = []
-        self._next: int | None = None  # the call that comes in the second pass; None outside of it
+        self._recorded: dict[Kind, list[Randomness]] = {}
+        self._calls: dict[Kind, int] | None = None  # of the second pass so far; None outside of it
+        self._entered: Randomness | None = None  # the generators when it began
+        self._strayed = False  # it drew before it called the model
 
-    def forward(self, snapshot: Callable[[], Randomness | None] | None) -> None:
+    def __bool__(self) -> bool:
+        """Has a call of the first pass been recorded?"""
+        return any(self._recorded.values())
+
+    def forward(self, kind: Kind, snapshot: Callable[[], Randomness | None] | None) -> None:
         """The model is called; ``snapshot`` makes the record, None: none is wanted."""
-        if self._next is not None:
-            if self._next < len(self.recorded):
-                self.recorded[self._next].restore()
-            self._next += 1
+        own = self._recorded.setdefault(kind, [])
+        if self._calls is not None:
+            self._strayed |= not self._calls and self._entered is not None and self._entered.moved()
+            count = self._calls.get(kind, 0)
+            if count < len(own):
+                own[count].restore()
+            self._calls[kind] = count + 1
         elif snapshot is not None and (made := snapshot()) is not None:
-            self.recorded.append(made)
+            own.append(made)
 
     def forget(self) -> None:
         """A new step begins."""
-        self.recorded = []
+        self._recorded = {}
 
     @contextmanager
-    def replay(self) -> Generator[None]:
-        """Inside, the model's calls are those of the second pass."""
-        self._next = 0
+    def replay(self, entered: Randomness | None) -> Generator[None]:
+        """Inside, the model's calls are those of the second pass, before which the generators were as in ``entered``."""
+        self._calls, self._entered, self._strayed = {}, entered, False
         try:
             yield
         finally:
-            self._next = None
+            self._calls = self._entered = None
 
-    def replayed(self) -> bool:
-        """Inside `replay`: has every call of the model been one of the first pass, and was there one?"""
-        return self._next is not None and 0 < self._next <= len(self.recorded)
+    def apart(self) -> bool:
+        """Inside `replay`: has the second pass drawn numbers that are not those of the first?
+
+        So it has if it drew before it called the model, or if it drew and the model was not called as in the first pass: not
+        at all, more often, or with gradients less often.
+        """
+        if self._strayed:
+            return True
+        if self._entered is None or not self._entered.moved():
+            return False
+        counts = {kind: len(calls) for kind, calls in self._recorded.items()}
+        calls = self._calls or {}
+        return not calls or any(n > counts[kind] or (kind[0] and n < counts[kind]) for kind, n in calls.items())
 
 
 class Hook:

@@ -55,22 +55,12 @@ class Reuse(Protocol):
 
 
 class Nothing(Reuse):
-    """A one-pass step updates with its own gradient g: plain SAM on the steps in between (SS-SAM, late-phase SAM, AE-SAM)."""
+    """A one-pass step updates with its own gradient g: plain SAM on the steps in between (SS-SAM, late-phase SAM, AE-SAM).
+
+    With a horizon of 0 nothing is kept, and nothing is mixed.
+    """
 
     horizon = 0
-
-    def keep_(self, gradients: list[Tensor], sam_gradients: list[Tensor]) -> None:
-        """Never called: the horizon is 0."""
-
-    def mix_(
-        self,
-        gradients: list[Tensor],
-        kept: list[Tensor],
-        age: int,
-        spacing: float | None = None,
-        size: Tensor | None = None,
-    ) -> None:
-        """Never called: the horizon is 0."""
 
 
 class Decayed(Reuse):
@@ -79,9 +69,9 @@ class Decayed(Reuse):
     With ``beta="auto"`` the decay follows the spacing k of the ascents, the mean number of steps from one to the next as the
     sampling rule has it: beta = 1 - 1 / max(k, 10). However long the gap, its last step then gets 1/e of the PSF and an
     average step 0.63 of it; a constant beta would give the steps of a long gap next to nothing. Two PSFs differ by their
-    batches far more than by their age: on digits their cosine is 0.17 one step apart and 0.13 thirty steps apart
-    (benchmarks/digits/ageing.json), so that no gap calls for a faster decay than 0.9. There beta = 1 was better still, but on
-    clean labels it was worse.
+    batches far more than by their age: on digits their cosine is 0.17 one step apart and 0.13 thirty steps apart (the line
+    "ageing" of benchmarks/records/digits.jsonl), so that no gap calls for a faster decay than 0.9. There beta = 1 was better
+    still, but on clean labels it was worse.
 
     Args:
         beta: decay per step, in [0, 1], or "auto", with a sampling rule that has a ``spacing``.

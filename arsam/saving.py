@@ -107,7 +107,8 @@ def load_into(optimizer: Any, own: dict[str, Any]) -> None:
 
 def asking_checkpoint() -> dict[str, Any] | None:
     """The variables of the function of torch.distributed.checkpoint that asks, itself or through a wrapper; None: none does."""
-    frame: Any = sys._getframe(2)
+    # They make their result of "state" and "param_groups" alone, and offer no hook: only their frame tells that they ask.
+    frame: Any = sys._getframe(2) if _CHECKPOINT in sys.modules else None
     for _ in range(8):
         if frame is None:
             return None

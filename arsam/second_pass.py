@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Generator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import torch
@@ -42,11 +42,12 @@ class SecondPass:
         self._recording = Recording()
         self._notes = watch.Notes()
         self._unannounced = False  # the loop perturbs on steps that are not due: every step is recorded
-        self._looked = False  # for statistics that move, where no model is known
+        self._looked = False  # for statistics that move outside of the model
         self._handle: Any = None
         if model is not None and same_randomness:
-            self._handle = model.register_forward_pre_hook(Hook(weakref.WeakMethod(self._called)), prepend=True)
-            weakref.finalize(self, self._handle.remove).atexit = False
+            with suppress(RuntimeError):  # a scripted module takes no hooks
+                self._handle = model.register_forward_pre_hook(Hook(weakref.WeakMethod(self._called)), prepend=True)
+                weakref.finalize(self, self._handle.remove).atexit = False
 
     def leave(self) -> None:
         """Listen to the model no longer."""
@@ -64,10 +65,11 @@ class SecondPass:
         """A new step begins."""
         self._recording.forget()
 
-    def _called(self, _: nn.Module) -> None:
+    def _called(self, module: nn.Module) -> None:
         wanted = self._wanted()
         if wanted is not None:
-            self._recording.forward(self.randomness if self._unannounced or wanted() else None)
+            kind = torch.is_grad_enabled(), module.training
+            self._recording.forward(kind, self.randomness if self._unannounced or wanted() else None)
 
     @contextmanager
     def run(self, before: Randomness | None) -> Generator[None]:
@@ -87,21 +89,28 @@ class SecondPass:
             with ExitStack() as stack:
                 stack.enter_context(gradients_aside(others))
                 stack.enter_context(frozen_statistics(self.model))
-                if self.model is None and not self._looked:
-                    moving = stack.enter_context(watch.moving_statistics())
+                if not self._looked and not _is_compiled(self.model):  # whose code would be made anew for the look
+                    moving = stack.enter_context(watch.moving_statistics(self.model))
                 if before is not None:
                     before.restore()
                 else:
-                    self._unannounced |= not self._recording.recorded
-                    stack.enter_context(self._recording.replay())
+                    self._unannounced |= not self._recording
+                    stack.enter_context(self._recording.replay(after))
                 torch.clear_autocast_cache()  # or the pass would run on half-precision copies of w, not of w + e
                 yield
-                drew = before is None and after is not None and after.moved() and not self._recording.replayed()
+                drew = before is None and self._recording.apart()
         finally:
             if after is not None:
                 after.restore()
         self._looked = True
+        known = watch.NO_MODEL if self.model is None else watch.PART_OF_MODEL
         if moving:
-            self._notes.tell("statistics", watch.STATISTICS.format(", ".join(sorted(set(moving)))))
+            self._notes.tell("statistics", watch.STATISTICS.format(", ".join(sorted(set(moving))), known))
         if drew:
             self._notes.tell("draws", watch.DRAWS.format(watch.NO_MODEL if self.model is None else watch.OTHER_MODEL))
+
+
+def _is_compiled(model: nn.Module | None) -> bool:
+    """Is a module of it compiled, by `torch.compile(module)` or by ``module.compile()``?"""
+    modules = model.modules() if model is not None else ()
+    return any("_orig_mod" in module._modules or module._compiled_call_impl is not None for module in modules)

@@ -41,15 +41,20 @@ BOTH_RUN = (
     " without a closure, or pass the closure and leave perturb() out"
 )
 STATISTICS = (
-    "the second pass moves running statistics ({}), which then count every such batch twice and at weights that are not kept:"
-    " give the optimizer its model, ARSAM(base, model)"
+    "the second pass moves running statistics ({}), which then count every such batch twice, and at weights that are not kept:"
+    " {}"
 )
 DRAWS = (
-    "random numbers were drawn in the second pass that are not those of the first (dropout, drop path), so that PSF is mostly"
-    " their noise: {}, or pass a closure to step(); `same_randomness=False` says that it is meant to be so"
+    "random numbers were drawn in the second pass that are not those of the first (dropout, drop path, MixUp), so that PSF is"
+    " mostly their noise: {}, or pass a closure to step(); `same_randomness=False` says that it is meant to be so"
 )
 NO_MODEL = "give the optimizer its model, ARSAM(base, model)"
-OTHER_MODEL = "let both passes call the very module that the optimizer was given, equally often"
+PART_OF_MODEL = "they are not of the model that the optimizer was given; give it a module that holds all that the passes run"
+OTHER_MODEL = (
+    "let both passes call the very module that the optimizer was given, equally often (compiled by `torch.compile(model)`, for"
+    " after `model.compile()` it runs no hooks); draw what is drawn outside of it once, for both passes; begin a step with"
+    " `optimizer.zero_grad()`, also where the batch before was skipped"
+)
 
 
 class Notes:
@@ -196,13 +201,14 @@ def touched(parameters: list[Tensor]) -> list[tuple[int, int]]:
 
 
 @contextmanager
-def moving_statistics() -> Generator[list[str]]:
-    """The kinds of modules whose buffers move inside, whatever model they are of; filled when the block is left."""
+def moving_statistics(model: nn.Module | None) -> Generator[list[str]]:
+    """The kinds of modules outside of a model whose buffers move inside; filled when the block is left."""
     called: dict[nn.Module, dict[str, int]] = {}
+    looked_after = set(model.modules()) if model is not None else set[nn.Module]()
     kinds: list[str] = []
 
     def note(module: nn.Module, _: Any) -> None:
-        if not torch.compiler.is_compiling() and module not in called:
+        if not torch.compiler.is_compiling() and module not in called and module not in looked_after:
             called[module] = {name: b._version for name, b in module._buffers.items() if b is not None}
 
     handle = nn.modules.module.register_module_forward_pre_hook(note)

@@ -76,13 +76,20 @@ class Wrapper(Optimizer):
         return loss
 
     def _step_base(self) -> None:
-        """Step the base, with its own hooks and without torch's global ones, which run around this optimizer."""
+        """Step each base, with its own hooks and without torch's global ones, which run around this optimizer.
+
+        The pre-hooks are run here, since torch would take the norm that a clipping hook returns for arguments of the step.
+        """
         for base in bases_of(self.base):
-            for name, hook in base._optimizer_step_pre_hooks.items():
-                if not isinstance(hook, _Tolerant):
-                    base._optimizer_step_pre_hooks[name] = _Tolerant(hook)
-        with _aside(_global_optimizer_pre_hooks), _aside(_global_optimizer_post_hooks):
-            self.base.step()
+            args: tuple[Any, ...] = (base,)
+            kwargs: dict[str, Any] = {}
+            for hook in list(base._optimizer_step_pre_hooks.values()):
+                result: Any = hook(base, args, kwargs)
+                if result is not None and not isinstance(result, Tensor):
+                    args, kwargs = result
+            hooks = base._optimizer_step_pre_hooks, _global_optimizer_pre_hooks, _global_optimizer_post_hooks
+            with _aside(hooks[0]), _aside(hooks[1]), _aside(hooks[2]):
+                base.step(*args[1:], **kwargs)
 
     def _state(self) -> dict[str, Any]:
         raise NotImplementedError
@@ -132,17 +139,6 @@ class Wrapper(Optimizer):
         return {name: self.__dict__[name] for name in names}
 
 
-class _Tolerant:
-    """A pre-hook of a base whose result may be a tensor, which torch would refuse: ``clip_grad_norm_(...) and None`` of 0."""
-
-    def __init__(self, hook: Callable[..., Any]) -> None:
-        self.hook = hook
-
-    def __call__(self, *args: Any) -> Any:
-        result = self.hook(*args)
-        return None if isinstance(result, Tensor) else result
-
-
 @contextmanager
 def _aside(hooks: dict[int, Any]) -> Generator[None]:
     held = dict(hooks)
@@ -154,7 +150,7 @@ def _aside(hooks: dict[int, Any]) -> Generator[None]:
 
 
 class Several(Optimizer):
-    """Optimizers over disjoint parameters as one: their groups one after another, one step, one state.
+    """Optimizers over disjoint parameters as one: their groups one after another, one state.
 
     Args:
         bases: in the order in which they step, at least one.
@@ -191,11 +187,6 @@ class Several(Optimizer):
             TypeError: always.
         """
         raise TypeError("several base optimizers: call add_param_group of the one that shall have the group")
-
-    def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Step each of them."""
-        for base in self.bases:
-            base.step()
 
     def state_dict(self) -> dict[str, Any]:
         """One state_dict in torch's form, parameters numbered through."""

@@ -71,6 +71,37 @@ def weights(model: nn.Module) -> list[Tensor]:
     return [(p.full_tensor() if hasattr(p, "full_tensor") else p).detach().clone() for p in model.parameters()]
 
 
+class Masked(nn.Module):
+    """Dropout that notes its masks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.drop, self.masks = nn.Dropout(0.5), list[Tensor]()
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.masks.append(self.drop(torch.ones_like(x)).detach())
+        return x * self.masks[-1]
+
+
+def masks(rank: int, rule: sampling.Sampling, by_hand: bool) -> tuple[list[Tensor], Tensor]:
+    """All masks of four steps, two of them ascents by Periodic(2), and what a rank draws after them."""
+    masked = Masked()
+    model = DistributedDataParallel(nn.Sequential(nn.Linear(6, 8), masked, nn.Linear(8, 3)).double())
+    optimizer = ARSAM(SGD(model.parameters(), lr=0.1), model, rho=RHO, sampling=rule)
+    x, y = batch(rank)
+    torch.manual_seed(5 + rank)
+    if not by_hand:
+        train(model, optimizer, (x, y), 4)
+    for _ in range(4 * by_hand):
+        optimizer.zero_grad()
+        (model(x) - y).square().mean().backward()
+        if optimizer.due:
+            with optimizer.perturb():
+                (model(x) - y).square().mean().backward()
+        optimizer.step()
+    return masked.masks, torch.rand(3)
+
+
 class Disagreeing(ARSAM):
     """The deliberately broken variant: each rank goes by its own seed."""
 
@@ -126,6 +157,10 @@ def scenarios(rank: int, folder: Path) -> dict[str, Any]:
         optimizer_of(network(), per_rank=True)
     except ValueError as error:
         found["per rank refused"] = str(error)
+
+    for by_hand in (False, True):
+        found[f"masks {by_hand}"] = masks(rank, sampling.Periodic(2), by_hand)
+        found[f"masks of the base {by_hand}"] = masks(rank, sampling.Never(), by_hand)
 
     for name, settings in SHARDED.items():
         model = shard(network())
@@ -232,6 +267,18 @@ def test_own_backward_with_accumulation(found: list[dict[str, Any]]) -> None:
     """Kills: a perturbation by the last micro-batch, a second pass over the last micro-batch only."""
     for rank in found:
         assert close(rank["by hand"], alone())
+
+
+@pytest.mark.parametrize("by_hand", [False, True])
+def test_dropout_on_every_rank(found: list[dict[str, Any]], by_hand: bool) -> None:
+    """Equal masks in both passes, and each rank's are those without ARSAM. Kills: masks drawn anew, rank 0's masks for all."""
+    for rank in found:
+        drawn, after = rank[f"masks {by_hand}"]
+        alone, after_alone = rank[f"masks of the base {by_hand}"]
+        assert len(drawn) == 6 and torch.equal(drawn[0], drawn[1]) and torch.equal(drawn[3], drawn[4])
+        assert all(torch.equal(a, b) for a, b in zip([drawn[i] for i in (0, 2, 3, 5)], alone, strict=True))
+        assert torch.equal(after, after_alone)
+    assert not torch.equal(found[0][f"masks {by_hand}"][0][0], found[1][f"masks {by_hand}"][0][0])
 
 
 @pytest.mark.parametrize("name", SHARDED)

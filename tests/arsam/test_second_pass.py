@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import random
 from collections.abc import Callable
 from typing import Any
 
@@ -195,6 +196,71 @@ def test_evaluation_between_steps_is_not_recorded() -> None:
     assert optimizer.stats["psf_ratio"] < 0.1
 
 
+def test_calls_that_the_passes_do_not_share() -> None:
+    """A metric, a teacher, an evaluation in the first pass only. Kills: the masks of another call, in silence."""
+
+    def look(kind: str, model: nn.Module) -> None:
+        torch.rand(5)
+        if kind == "metric":
+            with torch.no_grad():
+                model(X)
+        if kind == "evaluation":
+            model.eval()
+            model(X)
+            model.train()
+
+    for kind in ("", "metric", "evaluation"):
+        model, seen = network(), []
+        optimizer = make(model, model)
+        model[1].register_forward_hook(lambda m, x, y, s=seen: s.append((m.training, torch.is_grad_enabled(), y != 0)))  # type: ignore[index]
+        look(kind, model)
+        loss_of(model).backward()
+        look(kind, model)
+        with optimizer.perturb():
+            loss_of(model).backward()
+        optimizer.step()
+        masks = [mask for training, gradients, mask in seen if training and gradients]
+        assert len(masks) == 2 and torch.equal(*masks), kind
+
+
+def test_a_batch_that_was_skipped_is_told() -> None:
+    """Without zero_grad after it, its call is still on record. Kills: its masks in the next second pass, silently."""
+    model = network()
+    optimizer = make(model, model, sampling=sampling.Always())
+    by_hand(optimizer, model)
+    loss_of(model)  # say, its loss was NaN
+    loss_of(model).backward()
+    with pytest.warns(UserWarning, match="also where the batch before was skipped"), optimizer.perturb():
+        loss_of(model).backward()
+    optimizer.step()
+    for _ in range(3):
+        loss_of(model)
+        by_hand(optimizer, model)  # begins with zero_grad
+
+
+@pytest.mark.parametrize(
+    "draw", [torch.rand, lambda _: np.random.rand(), lambda _: random.random()], ids=["torch", "numpy", "python"]
+)
+def test_what_is_drawn_before_the_model_is_told(draw: Callable[[int], Any]) -> None:
+    """MixUp in both passes of a loop that owns its backward. Kills: two passes over two batches, in silence."""
+    model = network("plain").eval()
+    optimizer = make(model, model)
+    loss_of(model, X * float(draw(1))).backward()
+    with pytest.warns(UserWarning, match="outside of it once"), optimizer.perturb():
+        loss_of(model, X * float(draw(1))).backward()
+    optimizer.step()
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit")
+def test_a_scripted_model() -> None:
+    """It takes no hooks, and needs none in a closure. Kills: an error when the optimizer is built."""
+    model: Any = torch.jit.script(network())
+    optimizer = make(model, model, sampling=sampling.Always())
+    optimizer.param_groups[0]["sam_rho"] = 1e-3
+    by_closure(optimizer, model)
+    assert optimizer.stats["psf_ratio"] < 0.1
+
+
 @pytest.mark.parametrize("given", [False, True], ids=["no model", "another module called"])
 def test_masks_that_cannot_be_had_are_told(given: bool) -> None:
     """Once, with what to write. Kills: a silent PSF of mask noise."""
@@ -288,6 +354,15 @@ def test_statistics_without_a_model_are_told() -> None:
     model = nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4))
     optimizer = make(model, None, sampling=sampling.Always())
     with pytest.warns(UserWarning, match="running statistics \\(BatchNorm1d\\).*ARSAM\\(base, model\\)") as told:
+        steps(3, by_closure, optimizer, model)
+    assert len(told) == 1
+
+
+def test_statistics_of_another_module_are_told() -> None:
+    """A head is trained, and the backbone before it counts. Kills: statistics that move though a model is given, silently."""
+    model = nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+    optimizer = make(model[2], model[2], sampling=sampling.Always())
+    with pytest.warns(UserWarning, match="running statistics \\(BatchNorm1d\\).*holds all that the passes run") as told:
         steps(3, by_closure, optimizer, model)
     assert len(told) == 1
 

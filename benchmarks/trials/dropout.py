@@ -1,4 +1,4 @@
-"""Dropout under sharpness-aware minimization: python -m benchmarks.dropout [FILE], a minute on one core.
+"""Dropout under sharpness-aware minimization: python -m benchmarks.trials.dropout, two minutes on one core.
 
 Handwritten digits with 40 % wrong labels, a network of three layers with dropout between them. The two passes of an ascent
 draw the same masks; the last row lets them draw apart, so that a kept PSF is mostly the difference of two masks.
@@ -6,11 +6,8 @@ draw the same masks; the last row lets them draw apart, so that a kept PSF is mo
 
 from __future__ import annotations
 
-import json
-import statistics
-import sys
+import itertools
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +16,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
 from arsam import ARSAM, reuse, sampling
+from benchmarks.trials import cases
 
 DROPOUT, SEEDS, EPOCHS, BATCH, NOISE, RHO = (0.0, 0.1, 0.3, 0.5), range(3), 20, 50, 0.4, 0.05
 BASES: dict[str, Callable[[Any], Optimizer]] = {
@@ -61,24 +59,21 @@ def accuracy(base: str, method: str, dropout: float, seed: int) -> float:
 
 
 def main() -> None:
-    """Print the table; with a file, write every run to it as a line of JSON."""
-    torch.set_num_threads(1)
-    lines: list[str] = []
-    print("| base | method |" + "".join(f" dropout {p:g} |" for p in DROPOUT))
-    print("|---|---|" + "---|" * len(DROPOUT))
-    for base in BASES:
-        for method in METHODS:
-            cells = ""
-            for p in DROPOUT:
-                found = [accuracy(base, method, p, seed) for seed in SEEDS]
-                cells += f" {100 * statistics.mean(found):.1f} ± {100 * statistics.stdev(found):.1f} |"
-                lines += [
-                    json.dumps({"base": base, "method": method, "dropout": p, "seed": s, "accuracy": round(x, 4)})
-                    for s, x in zip(SEEDS, found, strict=True)
-                ]
-            print(f"| {base} | {method} |{cells}", flush=True)
-    if len(sys.argv) > 1:
-        Path(sys.argv[1]).write_text("\n".join(lines) + "\n")
+    """Measure what has not been measured."""
+    every = itertools.product(BASES, METHODS, DROPOUT, SEEDS)
+    runs = [{"base": b, "method": m, "dropout": p, "seed": s} for b, m, p, s in every]
+    cases.measure("dropout", runs, lambda **case: {"accuracy": round(accuracy(**case), 4)})
+
+
+def table() -> str:
+    """Accuracy in percent, mean and standard deviation over the seeds."""
+    lines = cases.read("dropout")
+    rows = [f"| base optimizer | method |{''.join(f' dropout {p:g} |' for p in DROPOUT)}", f"|{' --- |' * (2 + len(DROPOUT))}"]
+    for base, method in itertools.product(BASES, METHODS):
+        own = [line for line in lines if line["base"] == base and line["method"] == method]
+        found = [[line["accuracy"] for line in own if line["dropout"] == p] for p in DROPOUT]
+        rows.append(f"| {base} | {method} |{''.join(f' {cases.cell(x, 100)} |' for x in found)}")
+    return "\n".join(rows)
 
 
 if __name__ == "__main__":
