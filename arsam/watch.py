@@ -15,7 +15,9 @@ from torch import Tensor, nn
 
 from arsam.functional import global_norm
 
-_LOW, _HIGH, _IN_A_ROW = 1e-3, 3.0, 20  # of ||PSF|| / ||g||, over so many ascents one after another
+# Beyond these a radius is told to be far off, once it was so on _IN_A_ROW ascents one after another; docs/rho.md has what was
+# measured with a radius that is right, far too small and far too large.
+_RATIO, _RISE, _IN_A_ROW = (1e-3, 3.0), (1e-3, 3.0), 20  # of ||PSF|| / ||g||, of (L(w + e) - L(w)) / L(w)
 NO_ASCENT = (
     "an ascent is due on this step, and step() was called without a closure: pass a closure that zeroes the gradients,"
     " runs forward and backward and returns the loss, or run the second pass yourself inside `with optimizer.perturb():`"
@@ -39,6 +41,10 @@ LOST = (
 BOTH_RUN = (
     "step(closure) after perturb(): both passes had been run, and the closure changed the gradient; call `optimizer.step()`"
     " without a closure, or pass the closure and leave perturb() out"
+)
+FAR_OFF = (
+    "||g_s - g|| is {} times ||g||{} on the last of twenty such ascents: rho is far too {}, most likely. docs/rho.md has what"
+    " these figures are where rho is right, and how to choose it; try values a factor of 3 apart"
 )
 STATISTICS = (
     "the second pass moves running statistics ({}), which then count every such batch twice, and at weights that are not kept:"
@@ -76,22 +82,20 @@ class LastAscent:
     def __init__(self) -> None:
         self._notes = Notes()
         self._known: dict[str, float | None] = {"rise": None, "psf_ratio": None, "cosine": None}
-        self._coming: Tensor | None = None  # ||g||, ||g_s||, ||PSF||, L(w + e) - L(w), on the way to the host
+        self._coming: Tensor | None = None  # ||g||, ||g_s||, ||PSF||, L(w + e) - L(w), L(w), on the way to the host
         self._ready: Any = None  # the event after which they are there; None: they are
-        self._out_of_range = 0
+        self._off, self._in_a_row = "", 0  # "small" or "large", on so many ascents one after another
 
     def put(self, seen: tuple[Tensor, Tensor, Tensor] | None, losses: tuple[Any, Any] | None) -> None:
         """Take in an ascent: the norms of g, g_s and PSF, None where g was given up; the closure's two losses or None."""
         self._look()  # at the one before: by now its numbers are there
-        rise = _difference(losses)
-        numbers = [*(seen or ()), *([] if rise is None else [rise])]
-        device = next((x.device for x in numbers if isinstance(x, Tensor)), torch.device("cpu"))
-        values = [*(seen or [math.nan] * 3), math.nan if rise is None else rise]
+        values = [*(seen or [math.nan] * 3), *_rise_and_loss(losses)]
+        device = next((x.device for x in values if isinstance(x, Tensor)), torch.device("cpu"))
         kind = torch.float32 if device.type == "mps" else torch.float64
         stacked = torch.stack([torch.as_tensor(x, dtype=kind, device=device) for x in values])
         self._ready = None
         if device.type == "cuda":
-            self._coming = torch.empty(4, dtype=kind, pin_memory=True)
+            self._coming = torch.empty(5, dtype=kind, pin_memory=True)
             self._coming.copy_(stacked, non_blocking=True)
             self._ready = torch.cuda.Event()
             self._ready.record(torch.cuda.current_stream(device))
@@ -120,7 +124,7 @@ class LastAscent:
         if self._coming is None or (self._ready is not None and not self._ready.query() and not wait):
             return
         numbers = cast("list[float]", self._coming.tolist())  # pyright: ignore[reportUnknownMemberType]
-        first, second, psf, rise = numbers
+        first, second, psf, rise, loss = numbers
         self._coming = self._ready = None
         cosine = (first**2 + second**2 - psf**2) / (2 * first * second) if first > 0 and second > 0 else math.nan
         self._known = {
@@ -128,30 +132,28 @@ class LastAscent:
             "psf_ratio": psf / first if first > 0 and not math.isnan(psf) else None,
             "cosine": None if math.isnan(cosine) else min(max(cosine, -1.0), 1.0),
         }
-        self._judge(self._known["psf_ratio"])
+        self._judge(self._known["psf_ratio"], rise / abs(loss) if loss else math.nan)
 
-    def _judge(self, ratio: float | None) -> None:
-        if ratio is None or not math.isfinite(ratio):
-            return
+    def _judge(self, ratio: float | None, rise: float) -> None:
         if ratio == 0:
             self._notes.tell("zero", ZERO_PSF)
             return
-        self._out_of_range = 0 if _LOW <= ratio <= _HIGH else self._out_of_range + 1
-        if self._out_of_range == _IN_A_ROW:
-            size = "small" if ratio < _LOW else "large"
-            self._notes.tell(
-                "radius",
-                f"||g_s - g|| was {ratio:.2g} times ||g|| on the last of {_IN_A_ROW} ascents: rho is far too {size}, most"
-                " likely; see `optimizer.stats`, and try values a factor of 3 apart",
-            )
+        figures = [(ratio, *_RATIO), (rise, *_RISE)]
+        known = [(x, low, high) for x, low, high in figures if x is not None and math.isfinite(x)]
+        off = "small" if any(x < low for x, low, _ in known) else "large" if any(x > high for x, _, high in known) else ""
+        self._in_a_row = self._in_a_row + 1 if off and off == self._off else int(bool(off))
+        self._off = off
+        if self._in_a_row == _IN_A_ROW:
+            told = "" if math.isnan(rise) else f", and the perturbation changed the loss by {rise:.2g} of it,"
+            self._notes.tell("radius", FAR_OFF.format("unknown" if ratio is None else f"{ratio:.2g}", told, off))
 
 
-def _difference(losses: tuple[Any, Any] | None) -> Any:
-    """L(w + e) - L(w), a number or a tensor of one element; None where the closure returned neither."""
+def _rise_and_loss(losses: tuple[Any, Any] | None) -> tuple[Any, Any]:
+    """L(w + e) - L(w) and L(w), numbers or tensors of one element; NaN where the closure returned neither."""
     if losses is None or not all(isinstance(x, (int, float)) or (isinstance(x, Tensor) and x.numel() == 1) for x in losses):
-        return None
+        return math.nan, math.nan
     before, after = (x.detach().reshape(()) if isinstance(x, Tensor) else float(x) for x in losses)
-    return after - before
+    return after - before, before
 
 
 class Growth:

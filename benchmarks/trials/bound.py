@@ -9,6 +9,7 @@ alone.
 from __future__ import annotations
 
 import itertools
+import statistics
 import sys
 from functools import partial
 from typing import Any
@@ -51,15 +52,14 @@ def accuracy(suite: str, passes: float, max_ratio: float | None, seed: int) -> d
     """A run of a suite with this bound."""
     workload, rho = SUITES[suite], RHOS[suite][0]
     assert isinstance(workload, Suite)
-    rules: list[Noting] = []
+    rule = Noting(max_ratio)
 
     def sharpen(setup: Setup) -> Sharpen:
-        rules.append(Noting(max_ratio))
-        return partial(ARSAM, rho=rho, passes=passes, reuse=rules[-1])
+        return partial(lambda base, model: ARSAM(base, model, rho=rho, passes=passes, reuse=rule))
 
     row = Row("bound", "", "arsam", sharpen)
     found = study.run(workload, row, workload.data(seed), seed, {"rho": rho}, 0.0, "test", torch.device("cpu"))
-    ratios = rules[-1].noted()
+    ratios = rule.noted()
     shares = torch.tensor([0.5, 0.9, 0.99, 1.0])
     return {
         "accuracy": round(found["accuracy"], 4),
@@ -106,6 +106,42 @@ def main() -> None:
     for name in sys.argv[1:] or RHOS:
         runs = itertools.product(range(RHOS[name][1]), (1.2, 1.05), BOUNDS)
         cases.measure("bound", [{"suite": name, "passes": p, "max_ratio": r, "seed": s} for s, p, r in runs], accuracy)
+
+
+def table() -> str:
+    """Test accuracy in percent for each bound, and how often it binds."""
+    shown = [str(bound) if bound is not None else "none" for bound in BOUNDS]
+    rows = [f"| workload | passes | {' | '.join(f'bound {x}' for x in shown)} | ratio: median, 99 %, largest |"]
+    rows.append(f"|{' --- |' * (3 + len(BOUNDS))}")
+    lines = cases.read("bound")
+    for suite, passes in itertools.product(RHOS, (1.2, 1.05)):
+        own = [line for line in lines if line["suite"] == suite and line["passes"] == passes]
+        if not own:
+            continue
+        found = [[line for line in own if line["max_ratio"] == bound] for bound in BOUNDS]
+        ratios = torch.tensor([line["quantiles"] for line in found[0]]).mean(0)
+        figures = [*(_figures(each) for each in found), f"{ratios[0]:.2f}, {ratios[2]:.2f}, {ratios[3]:.2f}"]
+        rows.append(f"| {suite}, {len(found[0])} seeds | {passes:g} | {' | '.join(figures)} |")
+    return "\n".join(rows)
+
+
+def _figures(lines: list[dict[str, Any]]) -> str:
+    accuracy = cases.cell([line["accuracy"] for line in lines], 100)
+    binds = [line["bound"] for line in lines if line["bound"] is not None]
+    return f"{accuracy} (binds {100 * statistics.fmean(binds):.0f} %)" if binds else accuracy
+
+
+def table_of_outliers() -> str:
+    """The training loss after a broken batch, and without it."""
+    rows = ["| | without the broken batch | after it |", "| --- | --- | --- |"]
+    names = [("SAM", None), *(("ARSAM", bound) for bound in BOUNDS)]
+    for optimizer, bound in names:
+        own = [line for line in cases.read("outlier") if (line["optimizer"], line["max_ratio"]) == (optimizer, bound)]
+        name = optimizer if optimizer == "SAM" else f"`passes=1.05`, {f'bound {bound}' if bound else 'no bound'}"
+        rows.append(
+            f"| {name} |{''.join(f' {cases.cell([x[key] for x in own], 1, 2)} |' for key in ('loss', 'loss_after_outlier'))}"
+        )
+    return "\n".join(rows)
 
 
 if __name__ == "__main__":

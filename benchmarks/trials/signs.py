@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import statistics
 from functools import partial
 from typing import Any
 
@@ -76,6 +77,24 @@ def main() -> None:
     """Measure what has not been measured."""
     every = itertools.product(SEEDS, CHOSEN, MULTIPLES)
     cases.measure("signs", [{"suite": suite, "multiple": m, "seed": s} for s, suite, m in every], signs)
+
+
+def table() -> str:
+    """Medians over a run's ascents, mean over the seeds: of all of them and, in brackets, of the first fifth."""
+    rows = ["| workload | rho | test accuracy | rise / loss | psf_ratio | cosine |", f"|{' --- |' * 6}"]
+    lines = cases.read("signs")
+    for suite, multiple in itertools.product(CHOSEN, MULTIPLES):
+        own = [line for line in lines if line["suite"] == suite and line["multiple"] == multiple]
+        if not own:
+            continue
+        cells = [f"{_median(own, 'all', name)} ({_median(own, 'first fifth', name)})" for name in own[0]["all"]]
+        accuracy = cases.cell([line["accuracy"] for line in own], 100)
+        rows.append(f"| {suite} | {multiple:g} times the chosen | {accuracy} | {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+def _median(lines: list[dict[str, Any]], part: str, name: str) -> str:
+    return f"{statistics.fmean(line[part][name][1] for line in lines):.2g}"
 
 
 if __name__ == "__main__":
