@@ -17,7 +17,7 @@ from arsam.functional import global_norm
 
 # Beyond these a radius is told to be far off, once it was so on _IN_A_ROW ascents one after another; docs/rho.md has what was
 # measured with a radius that is right, far too small and far too large.
-_RATIO, _RISE, _IN_A_ROW = (1e-3, 3.0), (1e-3, 3.0), 20  # of ||PSF|| / ||g||, of (L(w + e) - L(w)) / L(w)
+_RATIO, _RISE, _IN_A_ROW = (1e-3, 3.0), (1e-4, 3.0), 20  # of ||PSF|| / ||g||, of (L(w + e) - L(w)) / L(w)
 NO_ASCENT = (
     "an ascent is due on this step, and step() was called without a closure: pass a closure that zeroes the gradients,"
     " runs forward and backward and returns the loss, or run the second pass yourself inside `with optimizer.perturb():`"
@@ -140,7 +140,8 @@ class LastAscent:
             return
         figures = [(ratio, *_RATIO), (rise, *_RISE)]
         known = [(x, low, high) for x, low, high in figures if x is not None and math.isfinite(x)]
-        off = "small" if any(x < low for x, low, _ in known) else "large" if any(x > high for x, _, high in known) else ""
+        below, above = (all(x < low for x, low, _ in known), all(x > high for x, _, high in known)) if known else (False, False)
+        off = "small" if below else "large" if above else ""
         self._in_a_row = self._in_a_row + 1 if off and off == self._off else int(bool(off))
         self._off = off
         if self._in_a_row == _IN_A_ROW:
