@@ -95,12 +95,15 @@ def _say(line: str) -> None:
 
 @contextmanager
 def ending() -> Iterator[None]:
-    """SIGTERM and SIGHUP end what is done in here as Ctrl-C does, so that it leaves nothing half-done."""
+    """Ctrl-C, SIGTERM and SIGHUP end what is done in here with a line, so that it leaves nothing half-done."""
+    process = os.getpid()
 
     def stop(number: int, _frame: Any) -> None:
-        raise Stopped(number)
+        if os.getpid() == process:  # no loader's worker, which its run tells when to end
+            _say(f"{signal.Signals(number).name}: stopping")
+            raise Stopped(number)
 
-    with _handled(stop, (signal.SIGTERM, signal.SIGHUP)):
+    with _handled(stop, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)):
         yield
 
 

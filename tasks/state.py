@@ -23,6 +23,7 @@ from tasks.config import Config, describe
 from tasks.errors import UserError
 from tasks.loading import Batches
 from tasks.schedule import in_steps
+from tasks.task import Task
 
 
 @dataclass
@@ -123,7 +124,7 @@ class State:
         self._config = config
         self._batches = batches
         self.device = device
-        self.model = build_model(config).to(device).to(memory_format=memory_format(config))
+        self.model = build_model(config.task).to(device).to(memory_format=memory_format(config))
         self.average = Average(self.model, config.ema) if config.ema else None
         self.trained = distributed.parallel(self.model, device)
         self.optimizer = build_optimizer(config, self.trained, batches.per_epoch)
@@ -208,14 +209,14 @@ def memory_format(config: Config) -> torch.memory_format:
     return torch.channels_last if config.channels_last else torch.preserve_format
 
 
-def build_model(config: Config) -> nn.Module:
-    """The config's network.
+def build_model(task: Task) -> nn.Module:
+    """A task's network.
 
     Raises:
         UserError: it cannot be built with these settings.
     """
     try:
-        return config.task.build()
+        return task.build()
     except UserError:
         raise
     except Exception as error:  # a network of anybody's, with settings of anybody's

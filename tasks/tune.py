@@ -188,8 +188,10 @@ def _begun(plan: Plan, out: Path) -> dict[tuple[str, int], Trial]:
         saved = json.loads(path.read_text())
         rows: list[dict[str, Any]] = [{k: math.nan if v is None else v for k, v in row.items()} for row in saved["trials"]]
         trials = [Trial(**row) for row in rows]
+        for trial in trials:
+            _line(plan, trial)  # of the types that a line has
         other = saved["plan"] != json.loads(json.dumps(plan.describe()))
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path}: not written by this tool ({error}); name another --out") from error
     if other:
         raise UserError(f"{path}: of another config, setting or share; name another --out")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import ast
 import contextlib
+import errno
 import os
 import re
 import shlex
@@ -17,6 +18,7 @@ from typing import Any, NoReturn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import interrupt  # noqa: F401
 import torch
 
 import arsam
@@ -289,6 +291,9 @@ def _code(main: Callable[[], None]) -> int:
         if isinstance(error, OSError) and error.filename is not None:  # a file or a folder that the system keeps from us
             name = os.fsdecode(error.filename) if isinstance(error.filename, (str, bytes)) else error.filename
             print(f"error: {name}: {error.strerror}", file=sys.stderr)
+            return 2
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            print(f"error: {error.strerror}; make room, or name another --out", file=sys.stderr)
             return 2
         if isinstance(error, RuntimeError) and "DataLoader worker" in str(error):  # torch tells of it wherever we are
             print(

@@ -44,7 +44,7 @@ def main() -> None:
         config = replace(config, task=task)
         device = torch.device("cpu") if isinstance(model, InRuntime) else device
     else:
-        model = config.task.build()
+        model = state.build_model(config.task)
         checkpoint.load_weights(model, arguments.checkpoint)
     model.to(device).to(memory_format=state.memory_format(config))
     if arguments.out is not None:

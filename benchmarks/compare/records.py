@@ -25,9 +25,19 @@ Runs = dict[str, dict[int, Line]]  # row -> seed -> the run's line
 
 
 def read(path: Path) -> list[Line]:
-    """The lines of a file; a last one that was cut off is left out, and no file has none."""
-    whole = path.read_text() if path.exists() else ""
-    return [json.loads(line) for line in whole[: whole.rfind("\n") + 1].splitlines()]
+    """The lines of a file; a last one that was cut off is left out, and no file has none.
+
+    Raises:
+        UserError: not a file of records.
+    """
+    whole = path.read_bytes() if path.exists() else b""
+    try:
+        lines = [json.loads(line) for line in whole[: whole.rfind(b"\n") + 1].splitlines()]
+        if all({"kind", "loop"} <= line.keys() for line in lines):
+            return lines
+    except (ValueError, AttributeError, RecursionError):
+        pass
+    raise UserError(f"{path}: not the records of a study; name another --out")
 
 
 def of(lines: list[Line], kind: str, loop: int) -> list[Line]:

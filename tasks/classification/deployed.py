@@ -14,6 +14,7 @@ from tasks.classification.task import Classification
 from tasks.errors import UserError
 from tasks.quant.lowbit import has_quantizers
 from tasks.quant.runtime import InRuntime
+from tasks.state import build_model
 
 
 def load(task: Classification, file: Path) -> tuple[Classification, nn.Module]:
@@ -30,9 +31,10 @@ def load(task: Classification, file: Path) -> tuple[Classification, nn.Module]:
         return _of_onnx(task, file)
     saved = checkpoint.load(file)
     about = saved.get("about")
-    task = task.knowing(about if isinstance(about, dict) else {})
+    with checkpoint.trusted(file):
+        task = task.knowing(about if isinstance(about, dict) else {})
     bits = {} if has_quantizers(checkpoint.weights(file)) else {"weight_bits": None, "act_bits": None}
-    model = task.with_settings(weights=None, pretrained=False, distill=0.0, unlabelled=None, **bits).build()
+    model = build_model(task.with_settings(weights=None, pretrained=False, distill=0.0, unlabelled=None, **bits))
     checkpoint.load_weights(model, file)
     return task, model
 
@@ -48,6 +50,7 @@ def _of_onnx(task: Classification, file: Path) -> tuple[Classification, nn.Modul
         raise UserError(f"{file}: not an ONNX file that can be run ({' '.join(str(error).split())[:150]})") from error
     if about and about.get("task") != task.name:
         raise UserError(f"{file}: not the file of a classifier: its metadata names the task {about.get('task')!r}")
-    if about.get("size"):
-        task = task.with_settings(side=tuple(about["size"]))
-    return task.knowing(about), network
+    with checkpoint.trusted(file):
+        if about.get("size"):
+            task = task.with_settings(side=tuple(about["size"]))
+        return task.knowing(about), network

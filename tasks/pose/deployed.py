@@ -22,6 +22,7 @@ from tasks.pose.task import PoseTask
 from tasks.quant import export
 from tasks.quant.lowbit import LowBit
 from tasks.quant.runtime import InRuntime
+from tasks.state import build_model
 
 _CODECS: dict[str, Any] = {codec.__name__: codec for codec in (Heatmap, UDPHeatmap, SimCC)}
 
@@ -41,7 +42,7 @@ def loaded(task: PoseTask, file: Path) -> tuple[PoseTask, nn.Module]:
     task = _with_its_geometry(task, file)
     state = mmpose_weights.to_ours(starting.unwrapped(checkpoint.weights(file)))
     task = task.as_trained(state)
-    model = task.build()
+    model = build_model(task)
     checkpoint.fill(model, state, file)
     return task, model
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import default_collate
 
 import arsam
-from tasks import checkpoint, engine, folder, log
+from tasks import checkpoint, engine, folder, log, state
 from tasks.config import Config, describe
 from tasks.errors import UserError
 from tasks.loading import Seeded
@@ -70,12 +70,19 @@ class Run:
         """
         path = self.out / KEPT
         if self.resume and path.is_file():
-            kept = json.loads(path.read_text())
-            if kept.pop("of") != self._told:
-                raise UserError(f"{path}: of another config or float checkpoint; name another --out")
-            self.stages = kept
+            self.stages = self._kept(path)
         else:
             self.keep()
+
+    def _kept(self, path: Path) -> dict[str, Any]:
+        try:
+            kept = dict(json.loads(path.read_bytes()))
+            told = kept.pop("of")
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
+            raise UserError(f"{path}: not written by this tool ({type(error).__name__}); name another --out") from error
+        if told != self._told:
+            raise UserError(f"{path}: of another config or float checkpoint; name another --out")
+        return kept
 
     def keep(self) -> None:
         """Write down what is done."""
@@ -157,7 +164,7 @@ def _float_source(run: Run) -> Path | None:
 def _float_model(run: Run, source: Path | None) -> tuple[nn.Module, Path]:
     """The float model, and the file of its weights, which is the teacher's too."""
     if source is None and getattr(run.task, "pretrained", False):
-        model = run.task.in_float().build()
+        model = state.build_model(run.task.in_float())
         source = run.out / "float.pt"
         checkpoint.save(source, {"model": model.state_dict()})
         return model.to(run.device), source
@@ -172,7 +179,7 @@ def _float_model(run: Run, source: Path | None) -> tuple[nn.Module, Path]:
     saved = checkpoint.load(source)
     run.task = run.task.knowing(saved.get("about") or {})
     run.config = replace(run.config, task=run.task)
-    model = run.task.in_float().build()
+    model = state.build_model(run.task.in_float())
     checkpoint.load_weights(model, source)
     return model.to(run.device), source
 
