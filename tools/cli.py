@@ -66,11 +66,13 @@ class _List(argparse.Action):
         sys.exit(0)
 
 
-def parser(description: str) -> argparse.ArgumentParser:
-    """A parser with the arguments that every tool on configs has."""
-    parser = Parser(description=description, add_help=False)
-    parser.add_argument("words", nargs="*", metavar="CONFIG | name=value", help="a config file, and overrides of its fields")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: %(default)s")
+def parser(description: str, *, inputs: str = "") -> argparse.ArgumentParser:
+    """A parser with the arguments that every tool on configs has, and those that it is given besides."""
+    parser = Parser(description=description, add_help=False, formatter_class=argparse.RawDescriptionHelpFormatter)
+    words = "a config file, and overrides of its fields" + (f"; {inputs}" if inputs else "")
+    parser.add_argument("words", nargs="*", metavar="CONFIG | name=value" + (" | INPUT" if inputs else ""), help=words)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    parser.add_argument("--device", default=device, help="where to compute: cpu, cuda, cuda:1, ...; default: %(default)s")
     parser.add_argument("--overwrite", action="store_true", help="write into --out whatever it holds")
     parser.add_argument("-h", "--help", action=_Help, nargs=0, help="this, and the fields that the config has")
     parser.add_argument("--list", action=_List, nargs=0, help="the configs that there are")

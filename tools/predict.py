@@ -20,7 +20,7 @@ from tasks.pose.task import PoseTask
 
 def main() -> None:
     """Parse, predict, draw."""
-    parser = cli.parser(__doc__ or "")
+    parser = cli.parser(__doc__ or "", inputs="pictures, folders, patterns or videos")
     parser.add_argument("--checkpoint", type=cli.path, required=True, help="a run's best.pt, one of mmpose, or a model.onnx")
     parser.add_argument("--compare", type=cli.path, metavar="CHECKPOINT", help="another checkpoint, drawn beside the first")
     parser.add_argument(

@@ -24,8 +24,10 @@ def main() -> None:
     parser.add_argument("--seed", type=int, help="the same as seed=N")
     parser.add_argument("--out", type=cli.path, help="folder; a second call goes on there; default: runs/tune-CONFIG-NAME")
     arguments = parser.parse_intermixed_args()
-    path, config = cli.load_config(cli.words(arguments), sample=arguments.sample)
-    plan = tune.Plan(config, path, arguments.name, tuple(arguments.values), arguments.share, arguments.held_out)
+    values = [word for word in cli.paths(arguments.values) if not word.endswith(".py")]
+    others = [word for word in arguments.values if word not in values]  # the config may stand behind --values
+    path, config = cli.load_config([*cli.words(arguments), *others], sample=arguments.sample)
+    plan = tune.Plan(config, path, arguments.name, tuple(values), arguments.share, arguments.held_out)
     stem = Path(path).stem + ("-sample" if arguments.sample else "")
     out = arguments.out or Path("runs") / f"tune-{stem}-{arguments.name}"
     distributed.first(folder.check(out, "tune", overwrite=arguments.overwrite, inputs=cli.inputs(path, config)))

@@ -171,6 +171,9 @@ def test_a_tuning_looks_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, c
         (tmp_path / "toy.py").write_text(Path(TOY).read_text())
         assert inside("tune", "toy.py", *arguments, cwd=tmp_path, monkeypatch=monkeypatch) == 2, arguments
         assert words in capsys.readouterr().err
+    behind = ["--name", "optimizer.lr", "--held-out", "0", "--out", "new", "--values", "0.1", "pear", "toy.py", "epochs=1"]
+    assert inside("tune", *behind, cwd=tmp_path, monkeypatch=monkeypatch) == 2
+    assert "optimizer.lr=pear" in capsys.readouterr().err, "in any order"
     assert not (tmp_path / "new").exists()
     assert (tmp_path / "mine/tune.json").read_text() == "mine"
 
