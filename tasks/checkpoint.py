@@ -252,7 +252,7 @@ def trusted(path: Path) -> Iterator[None]:
         yield
     except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         what = f"{type(error).__name__} {' '.join(str(error).split())[:300]}"
-        raise UserError(f"{path}: not what a run of this version leaves: {what}") from error
+        raise UserError(f"{path}: not the checkpoint of a run of this version: {what}") from error
 
 
 def resumable(out: Path, *, tell: bool) -> bool:
