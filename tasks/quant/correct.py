@@ -45,24 +45,24 @@ def correct_statistics(model: nn.Module, reference: nn.Module, batches: Iterable
     References:
         Bias correction: arXiv 1906.04721, section 4.2.
     """
-    norms, layers = _with_statistics(model), _with_bias(model)
+    norms, layers = with_statistics(model), with_bias(model)
     twins: dict[str, Any] = dict(reference.named_modules())
     seen: dict[str, deque[tuple[Tensor, Tensor]]] = defaultdict(deque)  # of the float model on the batch, use by use
     sums: dict[str, list[Any]] = defaultdict(lambda: [0.0, 0.0, 0.0, 0])  # of shifts, variances of q and f, inputs
     before = {n: (twins[n].running_mean.clone(), twins[n].running_var.clone()) for n in norms}
 
     def look(name: str, x: Tensor, linear: bool) -> None:
-        seen[name].append(_moments(x, linear))
+        seen[name].append(moments(x, linear))
 
     def norm_comes(name: str, x: Tensor) -> None:
-        (mean_f, var_f), (mean_q, var_q) = seen[name].popleft(), _moments(x, linear=False)
+        (mean_f, var_f), (mean_q, var_q) = seen[name].popleft(), moments(x, linear=False)
         for place, value in enumerate((mean_q - mean_f, var_q, var_f, 1)):
             sums[name][place] = sums[name][place] + len(x) * value
-        _set_statistics(norms[name], before[name], mean_q - mean_f, var_q, var_f)
+        set_statistics(norms[name], before[name], mean_q - mean_f, var_q, var_f)
 
     def layer_answers(name: str, y: Tensor) -> Tensor:
         linear = isinstance(layers[name].layer, nn.Linear)
-        shift = seen[name].popleft()[0] - _moments(y, linear)[0]
+        shift = seen[name].popleft()[0] - moments(y, linear)[0]
         sums[name][0] = sums[name][0] + len(y) * shift
         sums[name][3] += len(y)
         return y + (shift if linear else shift.view(-1, *[1] * (y.dim() - 2)))
@@ -87,37 +87,38 @@ def correct_statistics(model: nn.Module, reference: nn.Module, batches: Iterable
         for hook in hooks:
             hook.remove()
         for name, (mean, variance) in before.items():
-            _set_statistics(
+            set_statistics(
                 norms[name], (mean, variance), *(torch.zeros_like(mean), torch.ones_like(mean), torch.ones_like(mean))
             )
     for name, total in sums.items():
         shift, var_q, var_f, count = total
         if name in norms:
-            _set_statistics(norms[name], before[name], shift / count, var_q, var_f)
+            set_statistics(norms[name], before[name], shift / count, var_q, var_f)
         else:
             layers[name].layer.bias.add_(shift / count)  # type: ignore[union-attr, operator]
 
 
-def _with_statistics(model: nn.Module) -> dict[str, nn.Module]:
+def with_statistics(model: nn.Module) -> dict[str, nn.Module]:
     """What normalises by running statistics, by name."""
     names = ("running_mean", "running_var")
     return {n: m for n, m in model.named_modules() if all(isinstance(getattr(m, name, None), Tensor) for name in names)}
 
 
-def _with_bias(model: nn.Module) -> dict[str, QuantLayer]:
+def with_bias(model: nn.Module) -> dict[str, QuantLayer]:
     """Quantized layers with a bias of their own, by name."""
     owners = Counter(p for module in model.modules() for p in module.parameters(recurse=False))
     found = {n: m for n, m in model.named_modules() if isinstance(m, QuantLayer)}
     return {n: m for n, m in found.items() if m.layer.bias is not None and owners[m.layer.bias] == 1}  # type: ignore[index]
 
 
-def _moments(x: Tensor, linear: bool) -> tuple[Tensor, Tensor]:
+def moments(x: Tensor, linear: bool) -> tuple[Tensor, Tensor]:
     """Mean and variance of each channel: the last axis of a linear layer's output, else the second."""
     rows = (x if linear else x.movedim(1, -1)).flatten(0, -2).float()
     return rows.mean(0), rows.var(0, correction=0)
 
 
-def _set_statistics(norm: Any, before: tuple[Tensor, Tensor], shift: Tensor, var_q: Tensor, var_f: Tensor) -> None:
+def set_statistics(norm: Any, before: tuple[Tensor, Tensor], shift: Tensor, var_q: Tensor, var_f: Tensor) -> None:
+    """Statistics that were right for the float network, moved by a shift and a ratio of variances; in place."""
     tiny = torch.finfo(torch.float32).tiny
     norm.running_mean.copy_(before[0] + shift)
     norm.running_var.copy_(before[1] * ((var_q + tiny) / (var_f + tiny)).clamp(1 / _MOST, _MOST))

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tasks.errors import UserError
 from tasks.quant.calibrate import calibrate
 from tasks.quant.correct import correct_statistics, distance
 from tasks.quant.prepare import convert
@@ -24,12 +25,18 @@ def prepared(task: Any, model: nn.Module, device: torch.device) -> nn.Module:
         task: a `LowBit`.
         model: fake-quantized, step sizes not yet set.
         device: of both.
+
+    Raises:
+        UserError: rounding cannot be learned for this network.
     """
     how = task.calibration
     reference = convert(model)
     calibrate(model, _some(task, device, *_parts(task)[0]), method=how.method, percentile=how.percentile)
     if how.rounding == "learned":
-        learn_rounding(model, _some(task, device, *_parts(task)[0]))
+        try:
+            learn_rounding(model, reference, _some(task, device, *_parts(task)[0]))
+        except ValueError as error:
+            raise UserError(f"task.calibration.rounding=learned: {error}; take nearest") from error
     return reference
 
 

@@ -1,68 +1,192 @@
-"""Learned rounding: a weight's codes by the error of the layer's output, not by their own.
+"""Learned rounding: a layer's codes by the error of its output, given the input that the quantized network has for it.
 
 Rounding each weight to the nearest code is best for the weights and not for the output, in which errors of neighbouring
-inputs can cancel. The objective is AdaRound's, the layer's squared output error; it is quadratic in the codes, and is
-lowered by one code at a time, exactly, until none wants to move: no rates, no schedule, minutes for a mobile network.
+inputs can cancel, and in which a weight can make up for an error of its input. Layer by layer, from the first to the last:
+the weight w* is the one of least error on the quantized input; its codes are chosen by that error, which is quadratic in
+them and is lowered by one code at a time, exactly, until none wants to move. There are no rates and no schedule.
 
 # G groups of a layer, o outputs of a group, d inputs of an output (channels times kernel), n samples of them
-# w weights, s step sizes, q codes [G, o, d] or [G, o]; u inputs [G, d, n]; h = E[u u^T] [G, d, d]
+# f of the float network, q of the quantized one; w weights [G, o, d], s step sizes [G, o], c codes [G, o, d]; u [G, d, n]
+# y = w u_f what the float network has; Q(u_q) the quantized input; h = E[Q(u_q) Q(u_q)^T] [G, d, d]
 
 References:
-    AdaRound's objective: arXiv 2004.10568, eq. 8 to 14. Coordinate descent on it: QuantEase, arXiv 2309.01885.
+    AdaRound's objective: arXiv 2004.10568, eq. 8 to 14. Coordinate descent on it: QuantEase, arXiv 2309.01885. With the
+    input of the quantized network, and the float network's output: GPTAQ, arXiv 2504.02692.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from tasks.quant.calibrate import run_in_float
-from tasks.quant.prepare import QuantLayer
+from tasks.quant.calibrate import some
+from tasks.quant.columns import columns
+from tasks.quant.correct import moments, set_statistics, with_statistics
+from tasks.quant.prepare import LAYERS, QuantLayer
+from tasks.quant.side_by_side import side_by_side
 
-DAMPING = 0.1  # of the mean diagonal of h: what a few pictures did not show is not taken for silent
-SWEEPS = 4  # over the codes of a layer
-_PLACES = 64  # of a picture that are looked at
+PICTURES = 128  # that are looked at, at most: all of them, twice, lie in memory
+DAMPING = 0.02  # of the mean diagonal of h: what a few pictures did not show is not taken for silent
+SWEEPS = 3  # over the codes of a layer
 _MOST = 8192  # inputs of an output; h of a wider layer would not fit, and it keeps the nearest codes
+_TRUST = (0.003, 0.03, 0.3, 3.0)  # how firmly w* is held to w, in mean diagonals of h
 
 
 @torch.no_grad()
-def learn_rounding(model: nn.Module, batches: Iterable[Tensor]) -> None:
-    """Choose the codes of each layer's weight, in place: the weights become what their codes stand for.
+def learn_rounding(model: nn.Module, reference: nn.Module, batches: Iterable[Tensor]) -> None:
+    """Choose the codes of each layer's weight, and their step sizes, in place; the weights become what the codes stand for.
 
-    minimise over q: (w - s q) h (w - s q)^T, from the nearest codes on
+    Statistics of normalisation are put right on the way, as `correct_statistics` does, and are then as they were.
 
     Args:
         model: prepared and calibrated.
-        batches: inputs on its device; a hundred pictures are enough.
+        reference: the float model that it was made of, with the same names.
+        batches: inputs on its device; a hundred pictures are enough, and more than `PICTURES` are not looked at.
 
     Raises:
-        ValueError: no batches.
+        ValueError: no batches, or the network mixes the inputs of a batch.
     """
-    layers = [m for m in model.modules() if isinstance(m, QuantLayer) and m.layer.weight[0].numel() <= _MOST]  # type: ignore[index]
-    layers = [layer for layer in layers if layer.standardised_weight() is layer.layer.weight]  # others are made anew each time
-    moments = _second_moments(model, layers, batches)
-    for layer in layers:
-        if layer not in moments:
-            continue
-        weight: Any = layer.layer.weight
-        quantizer = layer.weight_quantizer
-        h = moments.pop(layer)
-        groups, d, _ = h.shape
-        w, s = weight.reshape(groups, -1, d).double(), quantizer.step.view(groups, -1).double()
-        diagonal = h.diagonal(dim1=1, dim2=2)
-        diagonal += DAMPING * diagonal.mean(1, keepdim=True).clamp_min(1e-12)
-        codes = quantizer.codes(weight).reshape(groups, -1, d).double()
-        codes = descend(w, h, s, codes, quantizer.low, quantizer.high)
-        weight.copy_((codes * s[..., None]).reshape(weight.shape))
+    inputs = torch.cat([batch[:PICTURES] for batch, _ in zip(some(batches), range(PICTURES), strict=False)])[:PICTURES]
+    waiting = _eligible(model)
+    free = _means_put_right(reference, inputs[:1])
+    before: dict[Any, tuple[Tensor, Tensor]] = {}
+
+    def fit(name: str, module: Any, f: Tensor, q: Tensor) -> None:
+        if not isinstance(module, QuantLayer):
+            statistics = before.setdefault(module, (module.running_mean.clone(), module.running_var.clone()))
+            (mean_f, var_f), (mean_q, var_q) = moments(f, linear=False), moments(q, linear=False)
+            set_statistics(module, statistics, mean_q - mean_f, var_q, var_f)
+        elif module in waiting:
+            waiting.remove(module)
+            _fit_layer(module, f, q, centred=name in free)
+
+    try:
+        side_by_side(model, reference, inputs, fit)
+    finally:
+        for norm, (mean, variance) in before.items():
+            norm.running_mean.copy_(mean)
+            norm.running_var.copy_(variance)
+
+
+def _eligible(model: nn.Module) -> set[QuantLayer]:
+    """Layers whose weight is their own, is not made anew each time, and whose h fits into memory."""
+    layers = {m for m in model.modules() if isinstance(m, QuantLayer)}
+    owners = Counter(p for m in model.modules() for p in m.parameters(recurse=False))
+    return {
+        m
+        for m in layers
+        if m.standardised_weight() is m.layer.weight
+        and all(owners[p] == 1 for p in m.layer.parameters())
+        and m.layer.weight[0].numel() <= _MOST  # type: ignore[index]
+    }
+
+
+def _means_put_right(reference: nn.Module, example: Tensor) -> set[str]:
+    """Names of layers whose outputs may shift: they have a bias, or a normalisation by running statistics comes next."""
+    kinds = {name: m for name, m in reference.named_modules() if isinstance(m, LAYERS)}
+    made: list[tuple[str, Tensor]] = []
+    found = {name for name, m in kinds.items() if m.bias is not None}
+    hooks = [m.register_forward_hook(lambda _, __, y, name=name: made.append((name, y))) for name, m in kinds.items()]  # type: ignore[misc]
+    for norm in with_statistics(reference).values():
+        hooks.append(norm.register_forward_pre_hook(lambda _, x: found.update(name for name, y in made if y is x[0])))
+    try:
+        reference.eval()(example)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found
+
+
+def _fit_layer(layer: QuantLayer, f: Tensor, q: Tensor, *, centred: bool) -> None:
+    """Codes, their step sizes, and the bias.
+
+    Args:
+        layer: whose weight is still float.
+        f: its input in the float network.
+        q: in the quantized one.
+        centred: the mean of an output's error does not count.
+    """
+    inner: Any = layer.layer
+    quantizer = layer.weight_quantizer
+    u_f, u_q = columns(layer, f, q)
+    groups, d, _ = u_f.shape
+    w = inner.weight.reshape(groups, -1, d)
+    y = w @ u_f
+    power = y.var(2, correction=0)
+    weights = 1 / power.clamp_min(1e-3 * float(power.mean()) + 1e-12)  # outputs of any size count alike, but for silent ones
+    u = layer.input_quantizer(u_q)
+    mean, whole = u.mean(2, keepdim=True), y.mean(2)
+    if centred:
+        u, y = u - mean, y - whole[..., None]
+    target = _best_weight(w, u, y, weights)
+    h = u @ u.mT / u.shape[2]
+    h.diagonal(dim1=1, dim2=2).add_(DAMPING * h.diagonal(dim1=1, dim2=2).mean(1, keepdim=True).clamp_min(1e-12))
+    quantizer.initialise(target.reshape(inner.weight.shape), "mse")
+    s, codes = fit_codes(target, h, quantizer.step.view(groups, -1), quantizer.low, quantizer.high)
+    quantizer.scale.copy_(s.reshape(quantizer.scale.shape))
+    rounded = codes * s[..., None]
+    inner.weight.copy_(rounded.reshape(inner.weight.shape))
+    if inner.bias is not None:
+        inner.bias.add_((whole - (rounded @ mean)[..., 0]).flatten())
+
+
+def _best_weight(w: Tensor, u: Tensor, y: Tensor, weights: Tensor) -> Tensor:
+    """w* = argmin over v: E (y - v u)^2 + trust (v - w)^2, with the trust that fits samples it was not made of best."""
+    cut = 3 * u.shape[2] // 4
+
+    def made_of(u: Tensor, y: Tensor, trust: float) -> Tensor:
+        h = (u @ u.mT / u.shape[2]).double()
+        hold = trust * h.diagonal(dim1=1, dim2=2).mean(1).clamp_min(1e-12)[:, None, None]
+        right = (y @ u.mT / u.shape[2]).double() + hold * w
+        return torch.linalg.solve(h + hold * torch.eye(len(h[0]), device=h.device), right.mT).mT.to(w.dtype)
+
+    def error(v: Tensor) -> float:
+        return float(((y - v @ u)[..., cut:].square().mean(2) * weights).sum())
+
+    trials = {trust: error(made_of(u[..., :cut], y[..., :cut], trust)) for trust in _TRUST}
+    best = min(trials, key=trials.__getitem__)
+    return made_of(u, y, best) if trials[best] < error(w) else w
+
+
+def fit_codes(w: Tensor, h: Tensor, s: Tensor, low: int, high: int) -> tuple[Tensor, Tensor]:
+    """Step sizes and codes of low (w - s c) h (w - s c)^T, near the step sizes s; of 8 bits, the nearest codes.
+
+    Args:
+        w: [G, o, d].
+        h: [G, d, d], symmetric, with a positive diagonal.
+        s: [G, o], > 0.
+        low: smallest code.
+        high: largest code.
+    """
+
+    def nearest(s: Tensor) -> Tensor:
+        return (w / s[..., None]).round_().clamp_(low, high)
+
+    def error(s: Tensor, c: Tensor) -> Tensor:
+        r = w - s[..., None] * c
+        return ((r @ h) * r).sum(2)
+
+    if high - low >= 255:
+        return s, nearest(s)
+    tried = torch.stack([s * factor for factor in (0.75, 0.8, 0.85, 0.9, 0.95, 1.0, 1.05, 1.1, 1.2)])
+    least = torch.stack([error(t, nearest(t)) for t in tried]).argmin(0, keepdim=True)
+    s = tried.gather(0, least)[0]
+    c = descend(w, h, s, nearest(s), low, high)
+    # With the codes given, the best step size is a quotient; and with it, codes may move once more.
+    hc = c @ h
+    better = (hc * w).sum(2) / (hc * c).sum(2).clamp_min(1e-20)
+    s = torch.where((better > 0) & (error(better, c) < error(s, c)), better, s)
+    return s, descend(w, h, s, c, low, high, sweeps=1)
 
 
 def descend(w: Tensor, h: Tensor, s: Tensor, codes: Tensor, low: int, high: int, sweeps: int = SWEEPS) -> Tensor:
-    """Lower (w - s q) h (w - s q)^T by one code at a time, all outputs at once; never raises it.
+    """Lower (w - s c) h (w - s c)^T by one code at a time, all outputs at once; never raises it.
 
-    With r = w - s q and g = r h: the best code of input j, others fixed, is q_j + round(g_j / (s h_jj)), clipped.
+    With r = w - s c and g = r h: the best code of input j, others fixed, is c_j + round(g_j / (s h_jj)), clipped.
 
     Args:
         w: [G, o, d].
@@ -88,46 +212,3 @@ def descend(w: Tensor, h: Tensor, s: Tensor, codes: Tensor, low: int, high: int,
         if not moved:
             break
     return codes
-
-
-def _second_moments(model: nn.Module, layers: list[QuantLayer], batches: Iterable[Tensor]) -> dict[QuantLayer, Tensor]:
-    """h of each layer that a batch reaches, with the quantizers off, in float64."""
-    moments: dict[QuantLayer, Tensor] = {}
-    generator = torch.Generator().manual_seed(0)
-
-    def look(layer: QuantLayer, x: Tensor) -> None:
-        for picture in x.split(1):
-            u = _columns(layer, picture.detach(), generator).double()
-            h = u @ u.mT
-            moments[layer] = moments[layer].add_(h) if layer in moments else h
-
-    run_in_float(
-        model,
-        batches,
-        [layer.register_forward_pre_hook(lambda layer, x: look(layer, x[0])) for layer in layers],  # type: ignore[arg-type]
-    )
-    return moments
-
-
-def _columns(layer: QuantLayer, x: Tensor, generator: torch.Generator) -> Tensor:
-    """What an output is a product with, at a few places: u [G, d, n] of one input."""
-    inner: Any = layer.layer
-    if isinstance(inner, nn.Linear):
-        u = x.reshape(1, -1, x.shape[-1]).mT
-        groups = 1
-    else:
-        # A convolution whose kernels are the unit vectors gives the columns, with the layer's own padding and stride.
-        groups, d = inner.groups, inner.weight[0].numel()
-        unit = (
-            torch.eye(d, device=x.device, dtype=x.dtype).view(d, *inner.weight.shape[1:]).repeat(groups, *[1] * (x.dim() - 1))
-        )
-        vars(inner)["bias"] = None  # an instance attribute goes before a parameter
-        try:
-            u = layer.call(x, unit)
-        finally:
-            del vars(inner)["bias"]
-        u = u.flatten(2).view(groups, d, -1)
-    places = u.shape[-1]
-    if places > _PLACES:
-        u = u[..., torch.randperm(places, generator=generator)[:_PLACES].to(u.device)]
-    return u

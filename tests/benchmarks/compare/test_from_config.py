@@ -58,7 +58,7 @@ def test_a_suite_of_a_config(tmp_path: Path) -> None:
 def test_the_large_suites_hold_out_training_data() -> None:
     """Kills: a config whose task cannot choose rho without its test data, rows that its task cannot serve."""
     large = [suite for suite in SUITES.values() if isinstance(suite, Large)]
-    names = {"lspet-lite0", "cifar10-resnet18", "cifar10-wrn28", "coco-hrnet-w32", "imagenet-w4a4"}
+    names = {"lspet-lite0", "lite0-w4a4", "cifar10-resnet18", "cifar10-wrn28", "coco-hrnet-w32", "imagenet-w4a4"}
     assert {suite.name for suite in large} == names
     for suite in large:
         assert replace(suite.config.task, held_out=suite.held_out).held_out in (0.1, 0.2)  # type: ignore[type-var]
