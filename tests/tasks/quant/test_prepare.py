@@ -38,9 +38,25 @@ FAMILIES = [
     "xcit_nano_12_p8_224", "convit_tiny", "mixer_s32_224", "resmlp_12_224", "gmlp_ti16_224", "swin_tiny_patch4_window7_224",
     "pvt_v2_b0", "coat_tiny", "levit_128s", "visformer_tiny", "efficientformer_l1", "mobilevit_xxs", "edgenext_xx_small",
     "efficientvit_b0", "efficientvit_m0", "tiny_vit_5m_224", "poolformer_s12", "shvit_s1", "halonet26t", "botnet26t_256",
-    "lambda_resnet26t", "coatnet_nano_rw_224", "sequencer2d_s",
+    "lambda_resnet26t", "coatnet_nano_rw_224", "sequencer2d_s", "davit_tiny", "focalnet_tiny_srf", "mvitv2_tiny",
+    "caformer_s18", "hiera_tiny_224", "crossvit_tiny_240", "tresnet_m", "volo_d1_224", "tnt_s_patch16_224",
+    "vit_base_patch16_siglip_224", "flexivit_small", "gcvit_xxtiny", "vitamin_small_224", "nextvit_small",
 ]  # fmt: skip
-NATIVE = {"efficientformer_l1": 224, "halonet26t": 256}  # at smaller sizes they fail in float too
+SMALLER: dict[str, dict[str, object]] = {  # where the smallest variant is large
+    "davit_tiny": {"depths": (1, 1, 1, 1), "embed_dims": (32, 64, 96, 128), "num_heads": (2, 2, 3, 4)},
+    "hiera_tiny_224": {"embed_dim": 32, "stages": (1, 1, 1, 1)},
+    "crossvit_tiny_240": {"embed_dim": (32, 64), "num_heads": (2, 2)},
+    "tresnet_m": {"layers": (1, 1, 1, 1)},
+    "tnt_s_patch16_224": {"depth": 2},
+    "vit_base_patch16_siglip_224": {"depth": 2, "embed_dim": 96, "num_heads": 3},
+    "flexivit_small": {"depth": 2},
+}
+NATIVE = {
+    "efficientformer_l1": 224,
+    "halonet26t": 256,
+    "hiera_tiny_224": 224,
+    "crossvit_tiny_240": 240,
+}  # at smaller sizes they fail in float too
 
 
 def quantized(model: nn.Module, **options: object) -> nn.Module:
@@ -101,11 +117,11 @@ def test_there_and_back(name: str, size: int, options: dict[str, object]) -> Non
 def family(name: str) -> tuple[nn.Module, int]:
     """A timm model with ten classes, and the side of its images."""
     torch.manual_seed(0)
-    size = NATIVE.get(name, 64)
+    size, options = NATIVE.get(name, 64), SMALLER.get(name, {})
     try:
-        return timm.create_model(name, num_classes=10, img_size=size), size
+        return timm.create_model(name, num_classes=10, img_size=size, **options), size
     except TypeError:  # convolutional, most of them of any size
-        model = timm.create_model(name, num_classes=10)
+        model = timm.create_model(name, num_classes=10, **options)
         return model, model.pretrained_cfg["input_size"][-1] if model.pretrained_cfg.get("fixed_input_size") else size
 
 

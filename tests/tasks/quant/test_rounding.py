@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import pytest
 import torch
@@ -65,3 +66,27 @@ def test_the_layers_output_comes_nearer(kind: str) -> None:
         ratio = float((learned - exact).square().mean() / (nearest - exact).square().mean())
         assert ratio < 0.8, ratio
         torch.testing.assert_close(layer.weight_quantizer(layer.layer.weight), layer.layer.weight)
+
+
+def test_a_weight_of_two_layers_keeps_the_nearest_codes() -> None:
+    """Kills: codes for one layer that are the other's weight."""
+    torch.manual_seed(0)
+    model: Any = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.Linear(4, 3))
+    model[2].weight = model[0].weight
+    low: Any = prepare(model, weight_bits=2, act_bits=8, first_last_bits=None)
+    x = torch.randn(30, 4)
+    calibrate(low, [x])
+    learn_rounding(low, convert(low), [x])
+    assert torch.equal(low[0].layer.weight, model[0].weight) and low[0].layer.weight is low[2].layer.weight
+    assert not torch.equal(low[3].layer.weight, model[3].weight)
+
+
+def test_statistics_are_as_they_were() -> None:
+    """They are put right on the way alone. Kills: statistics that are corrected twice, by this and by the correction."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3)).eval()
+    x = torch.randn(16, 3, 6, 6)
+    low: Any = prepare(model, weight_bits=3, act_bits=3, first_last_bits=None)
+    calibrate(low, [x])
+    learn_rounding(low, convert(low), [x])
+    assert torch.equal(low[1].running_mean, torch.zeros(4)) and torch.equal(low[1].running_var, torch.ones(4))
