@@ -100,8 +100,6 @@ class Classification(LowBit):
             raise ValueError(f"classes must be >= 1, got {self.classes}")
         if self.channels not in MODES:
             raise ValueError(f"channels must be 1, 3 or 4, got {self.channels}")
-        if self.unlabelled is not None and self.distill != 1:
-            raise ValueError(f"unlabelled pictures teach nothing but distance to a teacher: distill=1, got {self.distill}")
         _ = self.preprocessing  # says now what is out of range
 
     @cached_property
@@ -127,7 +125,12 @@ class Classification(LowBit):
 
     def _images(self, split: str, *, cutout: int, augment: bool, limit: int | None, folder: str | None = None) -> data.Images:
         """A split's pictures, labelled by the network's outputs; or those of a folder, whose labels do not matter."""
-        folder = self.unlabelled if folder is None and split == "train" else folder
+        if folder is None and split == "train" and self.unlabelled is not None:
+            folder = self.unlabelled
+            if self.distill != 1:
+                raise UserError(
+                    f"task.unlabelled: pictures teach nothing but the distance to a teacher: task.distill=1, got {self.distill}"
+                )
         found = data.pictures_in(folder) if folder is not None else data.source(self.root, split)
         names = data.class_names(found) if folder is None else None
         order = labels.mapping(names, self.output_names(names if split == "train" else None), f"{self.root}: {split}")

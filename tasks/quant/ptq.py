@@ -46,11 +46,12 @@ def corrected(
     """A copy with statistics and biases corrected, None if that is off, and how far each is from float on held-out inputs."""
     fit, held_out = _parts(task)
 
-    @torch.no_grad()
+    reference.eval()
+    with torch.no_grad():
+        targets = [reference(x).float() for x in _some(task, device, *held_out)]
+
     def wanted() -> Iterator[tuple[Tensor, Tensor]]:
-        reference.eval()
-        for x in _some(task, device, *held_out):
-            yield x, reference(x).float()
+        return zip(_some(task, device, *held_out), targets, strict=True)
 
     gains = {"calibrated": distance(model, wanted())}
     if not task.calibration.correct:

@@ -6,7 +6,7 @@ float -> "ptq" (calibrated) -> "ptq_bn" (statistics corrected) -> "qat" (trained
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -131,7 +131,7 @@ def run(run: Run) -> dict[str, Any]:
     run.say(f"      {run.title} {run.shown('ptq')} calibrated, {run.shown('ptq_bn')} with statistics corrected; kept: {kept}")
     passes = 0.0
     if run.config.epochs:
-        passes = _trained(run, quantized, source)
+        passes = _trained(run, model, quantized, source)
         run.say(f"      {run.title} {run.shown('qat')} trained, at {passes:.2f} passes per step")
 
     run.say("[3/3] ONNX file, in ONNX Runtime")
@@ -206,7 +206,7 @@ def _calibrated(run: Run, model: nn.Module) -> tuple[nn.Module, str]:
     return chosen, run.stages["kept"]
 
 
-def _trained(run: Run, quantized: nn.Module, source: Path) -> float:
+def _trained(run: Run, model: nn.Module, quantized: nn.Module, source: Path) -> float:
     """Train a calibrated model, in place; passes per step."""
     config = replace(run.config, task=run.task.starting(run.out / "ptq.pt", source))
     folder_, last = run.out / "qat", run.out / "qat" / "last.pt"
@@ -217,10 +217,10 @@ def _trained(run: Run, quantized: nn.Module, source: Path) -> float:
         result = engine.train(config, folder_, device=run.device, resume=resume, name=run.name)
     checkpoint.load_weights(quantized, last)
     before = {name: value.clone() for name, value in quantized.state_dict().items()}
-    loss = _loss(config, quantized, run.device)
+    loss = _loss(run, model, quantized)
     # Of the plain inputs, which the network knows by heart, the statistics fit new ones worse than training's own do.
     reestimate_batch_norm(quantized, (x.to(run.device) for x in run.task.inputs(STATISTICS, augment=True)))
-    again = _loss(config, quantized, run.device)
+    again = _loss(run, model, quantized)
     if again > loss:
         quantized.load_state_dict(before)
     run.stages["reestimated"] = {"kept": again <= loss, "loss": loss, "loss_reestimated": again}
@@ -228,26 +228,32 @@ def _trained(run: Run, quantized: nn.Module, source: Path) -> float:
     return float(result["passes_per_step"])
 
 
-def _items(config: Config, count: int) -> dict[str, Tensor]:
-    """The first items of the training split, as training sees them."""
-    data: Any = config.task.dataset("train")
-    train = Seeded(data, config.seed)
-    return default_collate([train[0, i] for i in range(min(count, len(data)))])
+def _losses(run: Run, model: nn.Module, count: int) -> Iterator[Callable[[nn.Module], Tensor]]:
+    """The loss of a network on training items as training sees them, batch by batch.
+
+    Training that learns from the float network's answers alone is judged by the distance to them: its items need no labels.
+    """
+    if getattr(run.task, "distill", 0) == 1:
+        for x in run.task.inputs(count, augment=True):
+            x = x.to(run.device)
+            with torch.no_grad():
+                wanted = model.to(run.device).eval()(x)
+            yield lambda network, x=x, wanted=wanted: (network(x) - wanted).square().mean()
+        return
+    data: Any = run.task.dataset("train")
+    train, task = Seeded(data, run.config.seed), run.task.in_float()
+    for start in range(0, min(count, len(data)), BATCH):
+        items = default_collate([train[0, i] for i in range(start, min(start + BATCH, count, len(data)))])
+        batch = {key: x.to(run.device) for key, x in items.items()}
+        yield lambda network, batch=batch: task.loss(network, batch)
 
 
 @torch.no_grad()
-def _loss(config: Config, model: nn.Module, device: torch.device) -> float:
+def _loss(run: Run, model: nn.Module, quantized: nn.Module) -> float:
     """The loss on training items, in evaluation mode."""
-    batch = _items(config, 4 * BATCH)
-    parts = [{key: x[i : i + BATCH].to(device) for key, x in batch.items()} for i in range(0, 4 * BATCH, BATCH)]
-    task: Any = config.task
-    if (owner := getattr(task, "in_float", None)) is not None:
-        task = owner()  # its loss needs no teacher
-    model.eval()
-    losses = [
-        float(task.loss(model, part)) * len(next(iter(part.values()))) for part in parts if len(next(iter(part.values())))
-    ]
-    return sum(losses) / len(next(iter(batch.values())))
+    quantized.eval()
+    losses = [float(loss(quantized)) for loss in _losses(run, model, 4 * BATCH)]
+    return sum(losses) / len(losses)
 
 
 def _files(run: Run, model: nn.Module, quantized: nn.Module) -> dict[str, Any]:
@@ -280,7 +286,7 @@ def _files(run: Run, model: nn.Module, quantized: nn.Module) -> dict[str, Any]:
             name: bit_operations(quantized, image.to(run.device), low) for name, low in (("float", False), ("low_bit", True))
         },
         "not_quantized": not_quantized(quantized.cpu(), image),
-        "sharpness": _ascent(run.config, quantized.to(run.device), run.device),
+        "sharpness": _ascent(run, model, quantized.to(run.device)),
         "input": about,
         "calibration": describe(run.task.calibration),
         "distance": run.stages["distance"],
@@ -288,9 +294,7 @@ def _files(run: Run, model: nn.Module, quantized: nn.Module) -> dict[str, Any]:
     }
 
 
-def _ascent(config: Config, quantized: nn.Module, device: torch.device) -> dict[str, float]:
+def _ascent(run: Run, model: nn.Module, quantized: nn.Module) -> dict[str, float]:
     """What an ascent of the config's rho does to the model on a batch of the training split."""
-    task: Any = config.task
-    rho = float(getattr(config.sharpness, "keywords", {}).get("rho", 0.05))  # the usual one where the config has none
-    batch = {key: x.to(device) for key, x in _items(config, BATCH).items()}
-    return {"rho": rho, **effect(quantized, lambda model: task.in_float().loss(model, batch), rho)}
+    rho = float(getattr(run.config.sharpness, "keywords", {}).get("rho", 0.05))  # the usual one where the config has none
+    return {"rho": rho, **effect(quantized, next(_losses(run, model, BATCH)), rho)}

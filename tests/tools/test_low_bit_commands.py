@@ -112,9 +112,13 @@ def test_evaluating(
 def test_going_on(
     quantized: Path, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """What is done is kept; another config is refused. Kills: a second training, figures of another run."""
+    """What is done is kept; another config is refused; training goes without labels.
+
+    Kills: a second training, figures of another run, a stage that asks for labels of pictures that have none.
+    """
     words = [CONFIG, "--sample", "--checkpoint", str(world / "float.pth"), *SETTINGS, "task.classes=2", "epochs=1"]
-    words += [f"task.root={world / 'data'}", "--out", str(tmp_path / "run")]
+    words += [f"task.root={world / 'data'}", f"task.unlabelled={world / 'data/train/pear'}", "task.distill=1"]
+    words += ["task.calibration.rounding=learned", "task.asymmetric=True", "--out", str(tmp_path / "run")]
     assert inside("quantize", *words, cwd=tmp_path, monkeypatch=monkeypatch) == 0
     assert "epoch   1" in capsys.readouterr().out
     stages = json.loads((tmp_path / "run/stages.json").read_text())

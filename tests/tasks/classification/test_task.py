@@ -27,7 +27,7 @@ TINY: dict[str, Any] = {"root": DIGITS, "model": "test_resnet", "side": 32}
 def folder(root: Path, counts: dict[str, int]) -> None:
     """Class folders of one-coloured pictures."""
     for label, (name, count) in enumerate(counts.items()):
-        (root / name).mkdir(parents=True)
+        (root / name).mkdir(parents=True, exist_ok=True)
         for i in range(count):
             Image.new("RGB", (40, 30), (80 * label, 10, 200)).save(root / name / f"{i}.jpg")
 
@@ -148,6 +148,16 @@ def test_weights_of_another_number_of_classes(tmp_path: Path, capsys: pytest.Cap
     assert "its classifier is for 7 classes; a new one for 10" in "".join(capsys.readouterr())
     with pytest.raises(UserError, match="does not fit the model"):
         replace(task, model=lambda: nn.Sequential(nn.Flatten(), nn.Linear(3072, 10))).build()
+
+
+def test_pictures_without_labels_need_a_teacher(tmp_path: Path) -> None:
+    """Told when they are opened, so that settings come in any order. Kills: an error at the first of two settings."""
+    folder(tmp_path, {"": 3})
+    task = replace(Classification(**TINY), unlabelled=str(tmp_path))
+    with pytest.raises(UserError, match=r"task\.distill=1, got 0\.0"):
+        task.dataset("train")
+    data = replace(task, distill=1.0).dataset("train")
+    assert len(data) == 3 and int(data[0]["label"]) == -1
 
 
 def test_weights_of_a_package() -> None:
