@@ -6,6 +6,7 @@ float -> "ptq" (calibrated) -> "ptq_bn" (statistics corrected) -> "qat" (trained
 from __future__ import annotations
 
 import json
+import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -236,8 +237,7 @@ def _losses(run: Run, model: nn.Module, count: int) -> Iterator[Callable[[nn.Mod
     if getattr(run.task, "distill", 0) == 1:
         for x in run.task.inputs(count, augment=True):
             x = x.to(run.device)
-            with torch.no_grad():
-                wanted = model.to(run.device).eval()(x)
+            wanted = model.to(run.device).eval()(x).detach()
             yield lambda network, x=x, wanted=wanted: (network(x) - wanted).square().mean()
         return
     data: Any = run.task.dataset("train")
@@ -252,8 +252,7 @@ def _losses(run: Run, model: nn.Module, count: int) -> Iterator[Callable[[nn.Mod
 def _loss(run: Run, model: nn.Module, quantized: nn.Module) -> float:
     """The loss on training items, in evaluation mode."""
     quantized.eval()
-    losses = [float(loss(quantized)) for loss in _losses(run, model, 4 * BATCH)]
-    return sum(losses) / len(losses)
+    return statistics.fmean(float(loss(quantized)) for loss in _losses(run, model, 4 * BATCH))
 
 
 def _files(run: Run, model: nn.Module, quantized: nn.Module) -> dict[str, Any]:
