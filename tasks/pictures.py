@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from tasks import distributed
@@ -58,6 +58,8 @@ def check(content: bytes, max_pixels: int = MAX_PIXELS) -> None:
             pixels = image.width * image.height
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ValueError(f"{str(error).partition(',')[0]}; task.max_pixels= allows more") from error
+    except UnidentifiedImageError as error:
+        raise ValueError("it is empty" if not content else "it is no picture") from error
     if pixels > max_pixels:
         raise ValueError(f"Image size ({pixels} pixels) exceeds limit of {max_pixels} pixels; task.max_pixels= allows more")
     # Decoders fill up what is missing, in grey, and say nothing.

@@ -17,7 +17,7 @@ import torch
 from tasks import config as configs
 from tasks.errors import UserError
 from tasks.pose import deployed, predict
-from tasks.pose.codec import SimCC, UDPHeatmap
+from tasks.pose.codec import Heatmap, SimCC, UDPHeatmap
 from tasks.pose.data import read_picture
 from tasks.pose.joints import Joints
 from tests.tools.test_commands import ROOT, SMALL, TINY, inside
@@ -91,6 +91,45 @@ class Blobs(torch.nn.Module):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         red, green, blue = (torch.nn.functional.avg_pool2d(images, 4) + 3).unbind(dim=1)
         return torch.stack([red - green - blue, green - red - blue, blue - red - green, red + green - 2 * blue], dim=1)
+
+
+class Bins(Blobs):
+    """The same as SimCC's bins, 2 to a pixel."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        maps = torch.nn.functional.interpolate(super().forward(images), scale_factor=8.0, mode="bilinear")
+        return torch.cat([maps.amax(dim=2), maps.amax(dim=3)], dim=2)
+
+
+CODECS = {
+    "heatmaps": Heatmap((96, 128), (24, 32)),
+    "DARK": Heatmap((96, 128), (24, 32), unbiased=True),
+    "UDP": UDPHeatmap((96, 128), (24, 32)),
+    "SimCC": SimCC((96, 128)),
+}
+
+
+@pytest.mark.parametrize("name", CODECS)
+def test_every_codec_survives_the_file(name: str, tmp_path: Path) -> None:
+    """Under a config of another codec the file's poses are torch's. Kills: a codec that the file's reader does not know."""
+    config = configs.load(SMALL).task
+    task = dataclasses.replace(config, codec=CODECS[name], joints=FISH)  # type: ignore[type-var]
+    model = Bins() if name == "SimCC" else Blobs()
+    deployed.write(task, model, tmp_path / "a.onnx")  # type: ignore[arg-type]
+    read, network = deployed.loaded(config, tmp_path / "a.onnx")  # type: ignore[arg-type]
+    assert read.codec == CODECS[name]
+    picture = np.random.default_rng(0).integers(0, 255, (12, 10, 3)).astype(np.uint8)
+    frames = [predict.whole(1, cv2.resize(picture, (90, 110), interpolation=cv2.INTER_CUBIC))]  # type: ignore[arg-type]
+    ((_, ((one,), (other,))),) = (
+        (frame, (first, second))
+        for (frame, (first,)), (_, (second,)) in zip(
+            predict.poses(task, [model], frames, torch.device("cpu")),  # type: ignore[arg-type]
+            predict.poses(read, [network], frames, torch.device("cpu")),
+            strict=True,
+        )
+    )
+    np.testing.assert_allclose(one["keypoints"], other["keypoints"], atol=2e-3)
+    assert np.ptp(np.array(one["keypoints"]).reshape(-1, 3)[:, 0]) > 5
 
 
 def test_the_lines_in_the_docs(tmp_path: Path) -> None:

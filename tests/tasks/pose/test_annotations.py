@@ -149,6 +149,22 @@ def test_joints_of_the_file(tmp_path: Path) -> None:
     assert named(tmp_path / "x.json", "look elsewhere", None).limbs == ((0, 3),)  # type: ignore[union-attr]
 
 
+@pytest.mark.parametrize(
+    ("skeleton", "limbs"),
+    [
+        ([["tip", "tail"]], ((0, 3),)),
+        ([[1, 4], ["x", 2], [[1], 2], [1], 3, None], ((0, 3),)),
+        ("abc", ()),
+        (None, ()),
+        ({}, ()),
+    ],
+)
+def test_skeletons_as_people_write_them(skeleton: Any, limbs: Any, tmp_path: Path) -> None:
+    """Names will do, and what is no pair is left out. Kills: a file that is refused for what is only drawn."""
+    loaded(fish(["tip", "left", "right", "tail"], skeleton=skeleton), tmp_path)
+    assert named(tmp_path / "x.json", "look elsewhere", None).limbs == limbs  # type: ignore[union-attr]
+
+
 def test_a_ready_set_is_known_by_its_names(tmp_path: Path) -> None:
     """However they are written: with its sigmas. Kills: AP-10K's 17 joints taken for COCO's."""
     names = [name.lower().replace(" ", "_").replace("l_", "left_").replace("r_", "right_") for name in joint_sets.AP10K.names]
