@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -116,15 +117,16 @@ def readable(names: list[str], read: Callable[[int], Any], workers: int = 1) -> 
     return [_broken[name] is None for name in names]
 
 
-def inside(folder: Path, name: Any, source: Path) -> Path:
-    """A file that a data set names, which must lie in its folder.
+def inside(folder: Path, name: Any, source: Path) -> str:
+    """The path of a file that a data set names, which must lie in its folder.
 
     Raises:
         UserError: it does not.
     """
-    if not isinstance(name, str) or not name or Path(name).is_absolute() or ".." in Path(name).parts or "\0" in name:
+    # A Path for each of a hundred thousand names would take seconds.
+    if not isinstance(name, str) or not name or os.path.isabs(name) or ".." in name.split(os.sep) or "\0" in name:
         raise UserError(f"{source}: file_name {name!r} must name a file below {folder}")
-    return folder / name
+    return os.path.join(folder, name)
 
 
 # ImageNet's mean and standard deviation in RGB, of pixels from 0 to 1: what most of timm's and mmpose's weights are used to

@@ -31,8 +31,8 @@ def speed(arguments: argparse.Namespace) -> None:
 
 def scale(arguments: argparse.Namespace) -> None:
     """Pose evaluation without its network on as many boxes as val2017 has detected people, and train2017's annotations."""
-    if arguments.pictures < 2:
-        raise UserError(f"--pictures must be >= 2, got {arguments.pictures}")
+    if arguments.pictures < 4:
+        raise UserError(f"--pictures must be >= 4, got {arguments.pictures}")
     _recorded(arguments, lambda: pose(arguments.root, arguments.pictures))
 
 

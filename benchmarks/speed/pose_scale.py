@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 import json
 import os
-import resource
 import tempfile
 import time
 from dataclasses import replace
@@ -27,6 +26,7 @@ from tasks.errors import UserError
 from tasks.loading import load
 from tasks.pose import evaluate, report
 from tasks.pose.codec import Codec, Heatmap, SimCC, UDPHeatmap
+from tasks.pose.data import read_picture
 from tasks.pose.task import PoseTask
 
 PICTURES, BOXES = 5_000, 104_125  # of val2017, and of the detector's file that everybody evaluates on it
@@ -43,20 +43,20 @@ _BATCH = 32
 def pose(root: str, pictures: int) -> dict[str, Any]:
     """CPU seconds of pose evaluation without its network, part by part, and of reading train2017's annotations."""
     with tempfile.TemporaryDirectory() as folder:
-        parts = [_evaluated(_scene(data_path(root), Path(folder) / str(n), n)) for n in (pictures // 2, pictures)]
+        parts = [_evaluated(_scene(data_path(root), Path(folder) / str(n), n)) for n in (pictures // 4, pictures)]
         training = _apart(_read, _training_file(data_path(root), Path(folder) / "train", TRAIN_PICTURES * pictures // PICTURES))
-    half, whole = parts
-    print(f"{pictures} pictures, {whole['boxes']} boxes; CPU seconds, and those of half as many pictures")
+    quarter, whole = parts
+    print(f"{pictures} pictures, {whole['boxes']} boxes; CPU seconds, and those of a quarter as many pictures")
     for name in whole:
         if name != "boxes":
-            print(f"  {name:34} {whole[name]:8.1f} {half[name]:8.1f}")
+            print(f"  {name:34} {whole[name]:8.1f} {quarter[name]:8.1f}")
     print(f"annotations of {training['megabytes']:.0f} MB")
     for name, value in training.items():
         print(f"  {name:34} {value:8.1f}")
     return {
         "pictures": pictures,
         "whole": whole,
-        "half": half,
+        "quarter": quarter,
         "training": training,
         "machine": log.environment(torch.device("cpu")),
     }
@@ -117,7 +117,7 @@ class _Network(nn.Module):
 
 
 def _evaluated(folder: Path) -> dict[str, float]:
-    """CPU seconds of each part; "all together" is what an evaluation with DARK takes."""
+    """CPU seconds of each part; "all" is what an evaluation with DARK takes."""
     task = PoseTask(root=str(folder), detections=str(folder / "boxes.json"))
     seconds: dict[str, float] = {}
 
@@ -135,7 +135,9 @@ def _evaluated(folder: Path) -> dict[str, float]:
         for _ in load(task.dataset("val"), config, torch.device("cpu"), parts):
             pass
 
+    timed("decode pictures", lambda: [read_picture(people.file(place)) for place in range(len(people.files))])
     timed("decode pictures, make crops", crops)
+    seconds["make crops"] = seconds.pop("decode pictures, make crops") - seconds["decode pictures"]
     batches = [{"image": torch.zeros(len(some), 3, 1, 1), "index": torch.from_numpy(some)} for _, some in parts]
     for name, codec in CODECS.items():
         answer = _Network(codec).answer.numpy()
@@ -150,7 +152,8 @@ def _evaluated(folder: Path) -> dict[str, float]:
     limits = {"max_pixels": task.max_pixels, "threshold": task.score_threshold}
     timed("keypoints.json, errors, drawings", lambda: report.write(out, annotations, truth, found, joints, **limits))  # type: ignore[arg-type]
     left_out = {f"joints of {name}" for name in CODECS if name != "DARK"}
-    seconds["all together, with DARK"] = sum(value for name, value in seconds.items() if name not in left_out)
+    total = sum(value for name, value in seconds.items() if name not in left_out)
+    seconds |= {"all, with DARK": total, "all but the crops": total - seconds["make crops"]}
     return {"boxes": len(people), **seconds}
 
 
@@ -165,7 +168,7 @@ def _training_file(source: Path, folder: Path, pictures: int) -> Path:
     listed = [{**image, "id": k, "file_name": f"{k:012d}.jpg"} for k, image in images]
     people = [{**annotation, "id": k, "image_id": 1 + k % pictures} for k, annotation in annotations]
     for annotation in (people[k] for k in range(count) if k % 7 < 3):  # of the real file's, 43 % have no labelled joint
-        annotation.update(keypoints=[0] * 51, num_keypoints=0)
+        annotation.update(keypoints=[0] * 51, num_keypoints=0, segmentation=[annotation["bbox"] * 2])
     content = {"images": listed, "annotations": people, "categories": original["categories"]}
     (folder / "annotations/person_keypoints_train2017.json").write_text(json.dumps(content))
     return folder
@@ -180,16 +183,16 @@ def _apart(run: Any, *arguments: Any) -> Any:
 def _read(folder: Path) -> dict[str, float]:
     """Seconds and peak of reading the file, and what a worker that looks at everybody copies of the pages."""
     file = folder / "annotations/person_keypoints_train2017.json"
-    before, begin = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
+    before, begin = _kilobytes("status", "VmHWM"), time.process_time()
     people, _ = PoseTask(root=str(folder)).people("train")
-    seconds, peak = time.process_time() - begin, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    seconds, peak = time.process_time() - begin, _kilobytes("status", "VmHWM")
     reading, writing = os.pipe()
     child = os.fork()
     if not child:
-        start = _private()
+        start = _kilobytes("smaps_rollup", "Private_Dirty")
         for person in people:
             _ = person.box
-        os.write(writing, f"{_private() - start}".encode())
+        os.write(writing, f"{_kilobytes('smaps_rollup', 'Private_Dirty') - start}".encode())
         os._exit(0)
     os.waitpid(child, 0)
     return {
@@ -202,7 +205,7 @@ def _read(folder: Path) -> dict[str, float]:
     }
 
 
-def _private() -> int:
-    """Kilobytes that this process has for itself alone."""
-    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
-    return sum(int(line.split()[1]) for line in lines if line.startswith("Private_Dirty"))
+def _kilobytes(file: str, name: str) -> int:
+    """Of this process, by the kernel: its peak of memory, or the pages that it has for itself alone."""
+    lines = Path(f"/proc/self/{file}").read_text().splitlines()
+    return sum(int(line.split()[1]) for line in lines if line.startswith(name))

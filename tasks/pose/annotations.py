@@ -151,86 +151,96 @@ def _parsed(
     content: dict[str, Any], folder: Path, source: Path, joints: Joints, chosen: coco.Categories, lenient: bool
 ) -> Annotations:
     ids, files, sizes = coco.images(content["images"], folder, source, lenient)
-    place, over = coco.lookup(ids), Counter[str]()
-    rows: list[tuple[Any, int, list[Any], list[Any], Any, Any]] = []
-    for number, annotation in enumerate(content.get("annotations") or []):
-        where = f"{source}: annotation {annotation.get('id') if isinstance(annotation, dict) else f'number {number + 1}'}"
+    over = Counter[str]()
+    listed = content.get("annotations") or []
+
+    def where(number: int) -> str:
+        annotation = listed[number]
+        return f"{source}: annotation {annotation.get('id') if isinstance(annotation, dict) else f'number {number + 1}'}"
+
+    rows: list[tuple[int, int, list[Any], list[Any], Any, Any]] = []
+    row_of = _reader(joints, chosen, coco.lookup(ids), over)
+    for number, annotation in enumerate(listed):
         try:
-            row = _row(annotation, joints, chosen, place, over, where)
+            row = row_of(annotation)
             if row is not None:
-                rows.append((where, *row))
+                rows.append((number, *row))
+        except UserError as error:
+            raise UserError(f"{where(number)} {error}") from error
         except coco.BAD as error:
-            raise UserError(f"{where} is not one of COCO's ({type(error).__name__}: {error})") from error
+            raise UserError(f"{where(number)} is not one of COCO's ({type(error).__name__}: {error})") from error
     if over and distributed.rank() == 0:
         kinds = ", ".join(f"{count} {kind}" for kind, count in over.items())
         print(f"warning: {source}: {over.total()} annotations are passed over: {kinds}", file=sys.stderr, flush=True)
-    where, places, boxes, keypoints, areas, crowds = zip(*rows, strict=True) if rows else ((),) * 6
-    boxes = _numbers(boxes, (4,), where)
-    joints_of = _numbers(keypoints, (len(joints), 3), where)
-    given = _numbers(areas, (), where, optional=True)
+    numbers, places, boxes, keypoints, areas, crowds = zip(*rows, strict=True) if rows else ((),) * 6
+
+    def named(row: int) -> str:
+        return where(numbers[row])
+
+    boxes = _numbers(boxes, (4,), named)
+    joints_of = _numbers(keypoints, (len(joints), 3), named)
+    given = _numbers(areas, (), named, optional=True)
     areas = np.where(np.isnan(given), AREA * boxes[:, 2] * boxes[:, 3], given)
     for i in np.flatnonzero((boxes[:, 2:] < 0).any(axis=1) | (areas < 0)):
-        raise UserError(f"{where[i]} has a negative size, bbox {boxes[i].tolist()}, area {areas[i]}; bbox is (x, y, w, h)")
+        raise UserError(f"{named(i)} has a negative size, bbox {boxes[i].tolist()}, area {areas[i]}; bbox is (x, y, w, h)")
     return Annotations(
         source, ids, files, sizes, np.array(places, dtype=np.int64), boxes, areas, np.array(crowds, dtype=bool), joints_of,
         chosen.boxes, complete="annotations" in content,
     )  # fmt: skip
 
 
-def _row(
-    annotation: dict[str, Any],
-    joints: Joints,
-    chosen: coco.Categories,
-    place: Callable[[Any], int | None],
-    over: Counter[str],
-    where: str,
-) -> tuple[int, list[Any], list[Any], Any, bool] | None:
-    """Picture, box, keypoints, area and crowd of an annotation, or None for one that is passed over, which is counted."""
-    category = coco.hashable(annotation.get("category_id"))
-    if chosen.ids and category is not None and category not in chosen.ids:
-        over[f"of the category {chosen.names.get(category, category)}"] += 1
-        return None
-    if not annotation.get("keypoints"):
-        over["without keypoints"] += 1
-        return None
-    if not annotation.get("bbox"):
-        over["without a box"] += 1
-        return None
-    values = list(annotation["keypoints"])
-    if len(joints) == len(joint_sets.WHOLE_BODY) and len(values) == 3 * len(COCO):
-        values = [value for name in _WHOLE_BODY for value in annotation[name]]
-    if len(values) != 3 * len(joints):
-        raise UserError(
-            f"{where} has {len(values)} keypoint values, expected {3 * len(joints)}: x, y, v of "
-            f"{joints.listed()}; name other joints in categories[].keypoints"
-        )
-    if None in values:  # a joint without coordinates is not labelled
-        triples = [values[i : i + 3] for i in range(0, len(values), 3)]
-        values = [value for triple in triples for value in (triple if None not in triple else (0, 0, 0))]
-    picture = place(annotation["image_id"])
-    if picture is None:
-        raise UserError(f"{where} names the picture {annotation['image_id']}, which the file does not list")
-    crowd = annotation.get("iscrowd")
-    if crowd is not None and not isinstance(crowd, (int, float)):
-        raise UserError(f"{where} has iscrowd {crowd!r}, expected a whole number")
-    return picture, annotation["bbox"], values, annotation.get("area"), bool(crowd)
+def _reader(
+    joints: Joints, chosen: coco.Categories, place: Callable[[Any], int | None], over: Counter[str]
+) -> Callable[[dict[str, Any]], tuple[int, list[Any], list[Any], Any, bool] | None]:
+    """From an annotation to picture, box, keypoints, area and crowd; to None for one that is passed over, which is counted."""
+    count, parts = 3 * len(joints), len(joints) == len(joint_sets.WHOLE_BODY)
+
+    def read(annotation: dict[str, Any]) -> tuple[int, list[Any], list[Any], Any, bool] | None:
+        category = coco.hashable(annotation.get("category_id"))
+        if chosen.ids and category is not None and category not in chosen.ids:
+            over[f"of the category {chosen.names.get(category, category)}"] += 1
+            return None
+        for field, what in (("keypoints", "without keypoints"), ("bbox", "without a box")):
+            if not annotation.get(field):
+                over[what] += 1
+                return None
+        values: Any = annotation["keypoints"]
+        if parts and len(values) == 3 * len(COCO):
+            values = [value for name in _WHOLE_BODY for value in annotation[name]]
+        if len(values) != count:
+            raise UserError(
+                f"has {len(values)} keypoint values, expected {count}: x, y, v of {joints.listed()}; name other joints in "
+                "categories[].keypoints"
+            )
+        if isinstance(values, list) and None in values:  # a joint without coordinates is not labelled
+            triples = [values[i : i + 3] for i in range(0, len(values), 3)]
+            values = [value for triple in triples for value in (triple if None not in triple else (0, 0, 0))]
+        picture = place(annotation["image_id"])
+        if picture is None:
+            raise UserError(f"names the picture {annotation['image_id']}, which the file does not list")
+        crowd = annotation.get("iscrowd")
+        if crowd is not None and not isinstance(crowd, (int, float)):
+            raise UserError(f"has iscrowd {crowd!r}, expected a whole number")
+        return picture, annotation["bbox"], values, annotation.get("area"), bool(crowd)
+
+    return read
 
 
-def _numbers(rows: Iterable[Any], shape: tuple[int, ...], where: tuple[str, ...], optional: bool = False) -> Array:
+def _numbers(rows: Iterable[Any], shape: tuple[int, ...], named: Callable[[int], str], optional: bool = False) -> Array:
     """Rows of numbers as an array; the first row that is none is named."""
     rows = list(rows)
     try:
         found = np.array(rows, dtype=np.float64).reshape(len(rows), *shape)
     except (*coco.BAD, RecursionError):
-        for row, name in zip(rows, where, strict=True):
+        for i, row in enumerate(rows):
             try:
                 np.array(row, dtype=np.float64).reshape(shape)
             except (*coco.BAD, RecursionError) as error:
-                raise UserError(f"{name} is not one of COCO's ({type(error).__name__}: {error})") from error
+                raise UserError(f"{named(i)} is not one of COCO's ({type(error).__name__}: {error})") from error
         raise
     wrong = np.isinf(found) if optional else ~np.isfinite(found)
     for i in np.flatnonzero(wrong.any(axis=tuple(range(1, wrong.ndim)))):
-        raise UserError(f"{where[i]} has NaN or inf in its bbox, keypoints or area")
+        raise UserError(f"{named(i)} has NaN or inf in its bbox, keypoints or area")
     return found
 
 

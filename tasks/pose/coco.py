@@ -8,7 +8,9 @@ from __future__ import annotations
 import gc
 import json
 import os
-from collections.abc import Callable
+from array import array
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,22 +54,37 @@ def read_json(path: Path, how: str, hook: Callable[[dict[str, Any]], Any] | None
     Raises:
         UserError: missing or broken.
     """
-    collecting = gc.isenabled()
-    gc.disable()  # which would look through the millions of new objects again and again
     try:
-        return json.loads(path.read_bytes(), object_hook=hook)
+        content = path.read_bytes()
+        text = content.decode(json.detect_encoding(content), "surrogatepass")
+        del content  # twice hundreds of megabytes are more than once
+        with uncollected():
+            return json.loads(text, object_hook=hook)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; {how}") from None
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: not readable as JSON ({error})") from error
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Without garbage collection, which would look through millions of objects again and again."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
     finally:
         if collecting:
             gc.enable()
 
 
 def _trimmed(content: dict[str, Any]) -> dict[str, Any]:
-    """Without outlines, which are most of a COCO file, and without the pictures' addresses."""
+    """Without outlines, which are most of a COCO file, without the pictures' addresses, and with joints in little room."""
     content.pop("segmentation", None)
+    values = content.get("keypoints")
+    if isinstance(values, list) and "image_id" in content:
+        with suppress(TypeError, OverflowError):  # null, or no numbers, which is judged later
+            content["keypoints"] = array("d", values)
     if "file_name" in content and "id" in content:
         return {name: content[name] for name in ("id", "file_name", "width", "height") if name in content}
     return content
@@ -177,13 +194,13 @@ def images(
     except BAD as error:
         wanted = "each of its images needs an id and a file_name"
         raise UserError(f"{source}: not a COCO annotation file, {wanted}: {type(error).__name__} {error}") from error
-    seen: dict[Any, Path] = {}
+    seen: dict[Any, str] = {}
     for number, file in zip(ids, files, strict=True):
         if seen.setdefault(number, file) != file:
-            raise UserError(f"{source}: two images have the id {number}, {seen[number].name} and {file.name}")
+            raise UserError(f"{source}: two images have the id {number}, {Path(seen[number]).name} and {Path(file).name}")
     for place in np.flatnonzero((sizes <= 0).any(axis=1)):
         try:
-            sizes[place] = pictures.size(files[place])
+            sizes[place] = pictures.size(Path(files[place]))
         except UserError:
             if not lenient:
                 raise
@@ -211,7 +228,10 @@ def lookup(ids: list[Any]) -> Callable[[Any], int | None]:
     texts = {str(number): place for number, place in places.items()}
 
     def find(number: Any) -> int | None:
-        whole = isinstance(number, float) and number.is_integer()
-        return places.get(hashable(number), texts.get(str(int(number) if whole else number)))
+        place = places.get(hashable(number))
+        if place is None:
+            whole = isinstance(number, float) and number.is_integer()
+            place = texts.get(str(int(number) if whole else number))
+        return place
 
     return find

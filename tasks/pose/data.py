@@ -21,7 +21,7 @@ from tasks.errors import UserError
 from tasks.pose import transforms
 from tasks.pose.codec import Codec
 from tasks.pose.joints import COCO, Joints
-from tasks.pose.people import People, Person
+from tasks.pose.people import People
 from tasks.pose.transforms import Augmentation
 
 cv2.setNumThreads(0)  # the loader's processes are the parallelism; threads inside each fight for the same cores
@@ -71,17 +71,19 @@ class PoseData(Dataset[dict[str, Tensor]]):
         self._augmentation = augmentation
         self.random = augmentation is not None
         self._limit = () if max_pixels == pictures.MAX_PIXELS else (max_pixels,)
-        self._last: tuple[Path, Picture] | None = None  # what was decoded for the box before
+        self._last: tuple[int, Picture] | None = None  # what was decoded for the box before
 
     def __len__(self) -> int:
         return len(self.people)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        person, size, span = self.people[index], self._codec.input_size, self._codec.span
-        picture = self._picture(person)
-        centre, extent = transforms.box_to_centre(person.box)
+        size, span = self._codec.input_size, self._codec.span
+        picture = self._picture(index)
         if self._augmentation is None:
-            return {"image": as_tensor(transforms.crop_box(picture, person.box, size, span)), "index": torch.tensor(index)}
+            crop = transforms.crop_box(picture, self.people.boxes[index], size, span)
+            return {"image": as_tensor(crop), "index": torch.tensor(index)}
+        person = self.people[index]
+        centre, extent = transforms.box_to_centre(person.box)
         augmentation, flipped = self._augmentation, np.random.rand() < self._augmentation.flip
         points, labelled = person.keypoints[:, :2], person.keypoints[:, 2] > 0
         if (half := augmentation.half(points, labelled, self._upper)) is not None:
@@ -100,14 +102,16 @@ class PoseData(Dataset[dict[str, Tensor]]):
         image = augmentation.recolour(transforms.crop(picture, matrix, size))
         return {"image": as_tensor(image), "target": torch.from_numpy(target), "weight": torch.from_numpy(weight)}
 
-    def _picture(self, person: Person) -> Picture:
-        """The person's picture, decoded once for neighbours in it."""
-        if self._last is None or self._last[0] != person.picture:
+    def _picture(self, index: int) -> Picture:
+        """A person's picture, decoded once for neighbours in it."""
+        place = int(self.people.picture[index])
+        if self._last is None or self._last[0] != place:
+            person = self.people[index]
             picture = as_annotated(read_picture(person.picture, *self._limit), person.picture, person.size, *self._limit)
             if not self.random:  # OpenCV warps four channels in half the time of three; here there are many boxes to a picture
                 picture = cv2.cvtColor(picture, cv2.COLOR_RGB2RGBA)
-            self._last = (person.picture, picture)  # type: ignore[assignment]
-        return self._last[1]
+            self._last = (place, picture)  # type: ignore[assignment]
+        return self._last[1]  # type: ignore[index]
 
 
 def read_picture(path: Path, max_pixels: int = pictures.MAX_PIXELS, *, turned: bool = True) -> Picture:

@@ -42,7 +42,7 @@ def write(
         threshold: joints of a lower score are not drawn.
     """
     with folder.tolerated(out):
-        log.write_json(out / "keypoints.json", as_submitted(annotations, found))
+        log.write_json(out / "keypoints.json", as_submitted(annotations, found), indent=None)
     matches = errors.matched(truth, found, joints)
     if not matches.people:
         return
