@@ -212,6 +212,8 @@ def test_ready_sets(joints: Joints) -> None:
     """Mirroring pairs left with right, and joins limbs to limbs. Kills: a pair that is off by one."""
     for k, m in enumerate(joints.mirrored):
         assert joints.side(k) == -joints.side(m)
+        # Both sides are as hard to annotate; the face's and the hands' were measured, and mirrored ones differ a little.
+        assert len(joints) > 60 or joints.sigmas[k] == joints.sigmas[m]
     limbs = {frozenset(limb) for limb in joints.limbs}
     assert {frozenset(joints.mirrored[k] for k in limb) for limb in limbs} == limbs
     assert joints.without_other_side() == []
