@@ -73,16 +73,26 @@ class Decayed(Reuse):
     "ageing" of benchmarks/records/digits.jsonl), so that no gap calls for a faster decay than 0.9. There beta = 1 was better
     still, but on clean labels it was worse.
 
+    One broken batch on an ascent would rule every step until the next one. With "auto" the reused part is therefore never
+    longer than the gradient itself: max_ratio is 1. On the study's workloads that binds on few steps and costs nothing, 2 does
+    not bind at all, and 0.5 binds on most steps and loses accuracy (docs/method.md).
+
     Args:
         beta: decay per step, in [0, 1], or "auto", with a sampling rule that has a ``spacing``.
         horizon: one-pass steps that one PSF serves, an integer >= 1; None: until the next ascent.
-        max_ratio: ||beta^j PSF|| is held to this multiple of ||g||, > 0, so that one outlier batch of an ascent does not
-            rule the steps after it; None: it is not held, which saves the norm of g.
+        max_ratio: ||beta^j PSF|| is held to this multiple of ||g||, > 0. None: it is not held, which saves the norm of g.
+            "auto": 1 where beta is "auto"; None for a beta of one's own, so that the published form stays as it is.
     """
 
     keeps_psf = True
 
-    def __init__(self, beta: float | Literal["auto"] = 0.7, horizon: int | None = 6, *, max_ratio: float | None = None) -> None:
+    def __init__(
+        self,
+        beta: float | Literal["auto"] = 0.7,
+        horizon: int | None = 6,
+        *,
+        max_ratio: float | Literal["auto"] | None = "auto",
+    ) -> None:
         if beta != "auto" if isinstance(beta, str) else not 0 <= beta <= 1:
             raise ValueError(f'beta must lie in [0, 1] or be "auto", got {beta!r}')
         if horizon is not None and (horizon != int(horizon) or horizon < 1):
@@ -90,11 +100,13 @@ class Decayed(Reuse):
                 f"horizon must be an integer >= 1, or None for until the next ascent, got {horizon};"
                 " to reuse nothing take reuse.Nothing()"
             )
-        if max_ratio is not None and not max_ratio > 0:
-            raise ValueError(f"max_ratio must be > 0, or None for no bound, got {max_ratio}")
+        if isinstance(max_ratio, str) and max_ratio == "auto":
+            max_ratio = 1.0 if beta == "auto" else None
+        if max_ratio is not None and (isinstance(max_ratio, str) or not max_ratio > 0):
+            raise ValueError(f'max_ratio must be > 0, "auto", or None for no bound, got {max_ratio!r}')
         self.beta: float | Literal["auto"] = beta
         self.horizon = None if horizon is None else int(horizon)
-        self.max_ratio = max_ratio
+        self.max_ratio: float | None = max_ratio
 
     @property
     def needs_spacing(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]

@@ -81,7 +81,7 @@ def _contenders(model: nn.Module, batch: Tensor, labels: Tensor) -> dict[str, St
     steps = {
         "SGD, 1 pass": plain(lambda _: 1),
         f"SGD, 1 + 1/{EVERY} passes": plain(lambda step: 1 + (step % EVERY == 0)),
-        f"ARSAM, every {EVERY}th step": arsam(sampling.Periodic(EVERY), reuse.Decayed()),
+        f"ARSAM, every {EVERY}th step": arsam(sampling.Periodic(EVERY), reuse.Decayed("auto", None)),
         "SGD, 2 passes": plain(lambda _: 2),
         "ARSAM as SAM": arsam(sampling.Always(), reuse.Nothing()),
         "textbook SAM": stepped(lambda own: TextbookSAM(list(own.parameters()))),
