@@ -6,7 +6,9 @@ import resource
 from typing import Any
 
 import torch
+from torch.optim import Optimizer
 
+from arsam import ARSAM
 from tasks.loading import Batches
 from tasks.state import Progress
 
@@ -30,6 +32,12 @@ def epoch_line(progress: Progress, batches: Batches, loss_sum: float) -> dict[st
         "seconds_waiting": progress.epoch_seconds_waiting,  # for data
         "skipped": progress.epoch_skipped,
     }
+
+
+def signs(optimizer: Optimizer) -> dict[str, Any]:
+    """What the last ascent says of rho, as far as it is known: "rise", "psf_ratio" and "cosine" (docs/rho.md)."""
+    stats = optimizer.stats if isinstance(optimizer, ARSAM) else {}
+    return {name: stats[name] for name in ("rise", "psf_ratio", "cosine") if stats.get(name) is not None}
 
 
 def totals(progress: Progress, batches: Batches, device: torch.device) -> dict[str, Any]:

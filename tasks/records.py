@@ -215,8 +215,9 @@ class Records:
         if distributed.world() > 1:
             loss.fill_(sum(distributed.gathered([loss.item()])) / distributed.world())
         line = self._line()
-        rate = self._state.optimizer.param_groups[0]["lr"]
-        self._write_line({**line, "lr": rate, "seconds": self._state.progress.seconds})
+        optimizer = self._state.optimizer
+        also = {"lr": optimizer.param_groups[0]["lr"], "seconds": self._state.progress.seconds, **figures.signs(optimizer)}
+        self._write_line({**line, **also})
         self._epoch = f"epoch {line['epoch']:3d}  {figures.show(line)}"
         self._state.new_epoch()
         self.save()
