@@ -84,8 +84,8 @@ class Wrapper(Optimizer):
             args: tuple[Any, ...] = (base,)
             kwargs: dict[str, Any] = {}
             for hook in list(base._optimizer_step_pre_hooks.values()):
-                result: Any = hook(base, args, kwargs)
-                if result is not None and not isinstance(result, Tensor):
+                result = hook(base, args, kwargs)
+                if isinstance(result, tuple):
                     args, kwargs = result
             hooks = base._optimizer_step_pre_hooks, _global_optimizer_pre_hooks, _global_optimizer_post_hooks
             with _aside(hooks[0]), _aside(hooks[1]), _aside(hooks[2]):
@@ -150,7 +150,7 @@ def _aside(hooks: dict[int, Any]) -> Generator[None]:
 
 
 class Several(Optimizer):
-    """Optimizers over disjoint parameters as one: their groups one after another, one state.
+    """Optimizers over disjoint parameters as one: their groups one after another, one step, one state.
 
     Args:
         bases: in the order in which they step, at least one.
@@ -187,6 +187,11 @@ class Several(Optimizer):
             TypeError: always.
         """
         raise TypeError("several base optimizers: call add_param_group of the one that shall have the group")
+
+    def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Step each of them."""
+        for base in self.bases:
+            base.step()
 
     def state_dict(self) -> dict[str, Any]:
         """One state_dict in torch's form, parameters numbered through."""
