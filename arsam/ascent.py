@@ -161,5 +161,27 @@ def keep(gradients: dict[Tensor, Tensor], reuse: Reuse, monitor: int) -> Ascent:
     reuse.keep_(kept, sam)
     size = functional.global_norm(kept)
     seen = first, second, size if psf is None else psf
-    kept, size = functional.finite_or_nothing_(kept, size)
+    kept, size = functional.nothing_if_(kept, size, ~size.isfinite())
     return Ascent({p: x for (p, _, _), x in zip(both, kept, strict=False)}, size, norms, seen)
+
+
+@torch.no_grad()
+def leave_outlier_(ascent: Ascent, growth: float | None, before: Tensor | None) -> Tensor | None:
+    """Keep nothing of an ascent whose vector is more than `growth` times as long as that of the ascent before.
+
+    Args:
+        ascent: in units of the loss.
+        growth: > 1; None: whatever the length.
+        before: length of the vector of the ascent before, 0-dim; None: there was none.
+
+    Returns:
+        The length to hold the next one against: that of this vector, kept or not, if it is a number above 0.
+    """
+    size = ascent.size
+    if growth is None or size is None:
+        return before
+    if before is None:
+        return size
+    kept, ascent.size = functional.nothing_if_(list(ascent.kept.values()), size, (size > growth * before) & (before > 0))
+    ascent.kept = dict(zip(ascent.kept, kept, strict=False))
+    return torch.where(size > 0, size, before)

@@ -14,8 +14,7 @@ References:
 
 from __future__ import annotations
 
-import math
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -61,12 +60,10 @@ def distance(xs: list[Tensor], ys: list[Tensor]) -> Tensor:
     return torch.stack(squares).sum().sqrt()
 
 
-def finite_or_nothing_(xs: list[Tensor], norm: Tensor) -> tuple[list[Tensor], Tensor]:
-    """The tensors and their norm, if it is finite; else nothing: no tensors on the CPU, elsewhere zeros, without a wait."""
-    if norm.device.type == "cpu":
-        (value,) = cast("list[float]", norm.reshape(1).tolist())  # pyright: ignore[reportUnknownMemberType]
-        return (xs, norm) if math.isfinite(value) else ([], torch.zeros_like(norm))
-    bad = ~norm.isfinite()
+def nothing_if_(xs: list[Tensor], norm: Tensor, bad: Tensor) -> tuple[list[Tensor], Tensor]:
+    """The tensors and their norm, or nothing where `bad` is true: no tensors on the CPU, elsewhere zeros, without a wait."""
+    if bad.device.type == "cpu":
+        return ([], torch.zeros_like(norm)) if bool(bad) else (xs, norm)
     for x in xs:
         shard = _shard(x)
         shard.masked_fill_(bad.to(shard.device), 0)

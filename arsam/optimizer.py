@@ -111,6 +111,7 @@ class ARSAM(Scheduled):
         self._age = 0  # one-pass steps since the kept vectors were made
         self._kept: dict[Tensor, Tensor] = {}  # parameter -> kept vector, at least float32
         self._size: Tensor | None = None  # its norm
+        self._length: Tensor | None = None  # the norm of the last ascent's vector, kept or not
         self._pending: Ascent | None = None  # made by perturb(), taken in by step()
         self._losses: tuple[Any, Any] | None = None  # of its two passes, where a closure gave them
         self._perturbed = False
@@ -326,6 +327,7 @@ class ARSAM(Scheduled):
     def _take_in(self, ascent: Ascent) -> None:
         if ascent.lost:
             raise RuntimeError(watch.LOST)
+        self._length = ascents.leave_outlier_(ascent, getattr(self.reuse, "max_growth", None), self._length)
         self._kept, self._size, self._age = ascent.kept, ascent.size, 0
         self._last.put(ascent.seen, self._losses)
         self._losses = None

@@ -24,11 +24,13 @@ class Reuse(Protocol):
         horizon: one-pass steps that a kept vector serves; 0: nothing is kept; None: until the next ascent.
         needs_spacing: does `mix_` need to know the spacing of the ascents?
         keeps_psf: is the kept vector PSF = g_s - g itself?
+        max_growth: a vector more than so many times as long as that of the ascent before is not kept; None: any is.
     """
 
     horizon: int | None
     needs_spacing: bool = False
     keeps_psf: bool = False
+    max_growth: float | None = None
 
     def keep_(self, gradients: list[Tensor], sam_gradients: list[Tensor]) -> None:
         """Turn g, in place, into the vector that is kept."""
@@ -73,15 +75,16 @@ class Decayed(Reuse):
     "ageing" of benchmarks/records/digits.jsonl), so that no gap calls for a faster decay than 0.9. There beta = 1 was better
     still, but on clean labels it was worse.
 
-    One broken batch on an ascent would rule every step until the next one. With "auto" the reused part is therefore never
-    longer than the gradient itself: max_ratio is 1. On the study's workloads that binds on few steps and costs nothing, 2 does
-    not bind at all, and 0.5 binds on most steps and loses accuracy (docs/method.md).
+    One broken batch on an ascent would rule every step until the next one. With "auto" a PSF more than four times as long as
+    that of the ascent before is therefore not kept. A bound by the present g does not serve for this: where the labels are
+    known by heart, g vanishes and the PSF does not, and a bound of ||g|| took away what the method gains (docs/method.md).
 
     Args:
         beta: decay per step, in [0, 1], or "auto", with a sampling rule that has a ``spacing``.
         horizon: one-pass steps that one PSF serves, an integer >= 1; None: until the next ascent.
-        max_ratio: ||beta^j PSF|| is held to this multiple of ||g||, > 0. None: it is not held, which saves the norm of g.
-            "auto": 1 where beta is "auto"; None for a beta of one's own, so that the published form stays as it is.
+        max_ratio: ||beta^j PSF|| is held to this multiple of ||g||, > 0; None: it is not held, which saves the norm of g.
+        max_growth: a PSF more than so many times as long as that of the ascent before is not kept, > 1; None: whatever its
+            length. "auto": 4 where beta is "auto"; None for a beta of one's own, so that the published form stays as it is.
     """
 
     keeps_psf = True
@@ -91,7 +94,8 @@ class Decayed(Reuse):
         beta: float | Literal["auto"] = 0.7,
         horizon: int | None = 6,
         *,
-        max_ratio: float | Literal["auto"] | None = "auto",
+        max_ratio: float | None = None,
+        max_growth: float | Literal["auto"] | None = "auto",
     ) -> None:
         if beta != "auto" if isinstance(beta, str) else not 0 <= beta <= 1:
             raise ValueError(f'beta must lie in [0, 1] or be "auto", got {beta!r}')
@@ -100,13 +104,15 @@ class Decayed(Reuse):
                 f"horizon must be an integer >= 1, or None for until the next ascent, got {horizon};"
                 " to reuse nothing take reuse.Nothing()"
             )
-        if isinstance(max_ratio, str) and max_ratio == "auto":
-            max_ratio = 1.0 if beta == "auto" else None
-        if max_ratio is not None and (isinstance(max_ratio, str) or not max_ratio > 0):
-            raise ValueError(f'max_ratio must be > 0, "auto", or None for no bound, got {max_ratio!r}')
+        if max_ratio is not None and not max_ratio > 0:
+            raise ValueError(f"max_ratio must be > 0, or None for no bound, got {max_ratio}")
+        growth = (4.0 if beta == "auto" else None) if max_growth == "auto" else max_growth
+        if growth is not None and (isinstance(growth, str) or not growth > 1):
+            raise ValueError(f'max_growth must be > 1, "auto", or None for no bound, got {growth!r}')
         self.beta: float | Literal["auto"] = beta
         self.horizon = None if horizon is None else int(horizon)
-        self.max_ratio: float | None = max_ratio
+        self.max_ratio = max_ratio
+        self.max_growth: float | None = growth  # pyright: ignore[reportIncompatibleVariableOverride]
 
     @property
     def needs_spacing(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]

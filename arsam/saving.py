@@ -61,6 +61,7 @@ def state_of(optimizer: Any) -> dict[str, Any]:
         "age": optimizer._age,
         "kept": {index[p]: x for p, x in optimizer._kept.items()},
         "size": float(optimizer._size) if optimizer._kept and optimizer._size is not None else None,
+        "length": None if optimizer._length is None else float(optimizer._length),
         "last": optimizer._last.read(),
         "rho_warmup": optimizer.rho_warmup,
         "rules": [shown(optimizer.sampling), shown(optimizer.reuse)],
@@ -99,6 +100,9 @@ def load_into(optimizer: Any, own: dict[str, Any]) -> None:
     if kept:
         size = functional.global_norm(list(optimizer._kept.values()))
         optimizer._size = size if own.get("size") is None else torch.full_like(size, own["size"])
+    length = own.get("length")
+    # in the dtype that a norm has, so that a run goes on bitwise
+    optimizer._length = None if length is None else functional.global_norm([parameters[0].new_zeros(1)]).fill_(length)
     optimizer._last.load(own.get("last", optimizer._last.read()))
     optimizer.sampling.load_state_dict(deepcopy(own["sampling"]))
     optimizer._agreed = False

@@ -138,15 +138,13 @@ def budget(passes_per_step: float, total_steps: int, warmup: int = 0) -> set[int
     return set(range(warmup)) | {warmup + math.ceil(Fraction(i * steps, left)) for i in range(left)}
 
 
-def decayed(beta: float, horizon: int, bound: float = math.inf) -> Callable[..., list[Tensor]]:
-    """g + beta^j PSF up to the horizon, the latter no longer than bound ||g||."""
+def decayed(beta: float, horizon: int) -> Callable[..., list[Tensor]]:
+    """g + beta^j PSF up to the horizon."""
 
     def mix(g: list[Tensor], age: int, g0: list[Tensor], g_s0: list[Tensor]) -> list[Tensor]:
         if age > horizon:
             return g
-        psf = [b - a for a, b in zip(g0, g_s0, strict=True)]
-        share = min(beta**age, bound * norm(g) / norm(psf)) if bound < math.inf else beta**age
-        return [x + share * v for x, v in zip(g, psf, strict=True)]
+        return [x + beta**age * (b - a) for x, a, b in zip(g, g0, g_s0, strict=True)]
 
     return mix
 

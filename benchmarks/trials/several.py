@@ -19,7 +19,7 @@ from arsam import ARSAM
 from benchmarks.compare import workloads
 from benchmarks.trials import cases
 
-RHOS, SEEDS, TUNING, EPOCHS, BATCH = (0.05, 0.1, 0.2, 0.4), range(3), 1000, 20, 64
+RHOS, SEEDS, TUNING, EPOCHS, BATCH = (0.1, 0.3), range(3), 1000, 20, 64
 PASSES = {"SAM": 2.0, "ARSAM, passes=1.2": 1.2}
 
 
@@ -35,7 +35,7 @@ def accuracy(method: str, rho: float | None, seed: int, split: str) -> dict[str,
     data = workloads.digits(seed)
     images, labels = data["train"]
     torch.manual_seed(seed)
-    model = VisionTransformer(img_size=8, patch_size=2, in_chans=1, num_classes=10, embed_dim=32, depth=3, num_heads=4)
+    model = VisionTransformer(img_size=8, patch_size=2, in_chans=1, num_classes=10, embed_dim=32, depth=2, num_heads=4)
     pair = bases(model)
     total = len(images) // BATCH * EPOCHS
     schedulers = [torch.optim.lr_scheduler.CosineAnnealingLR(base, total) for base in pair]

@@ -19,6 +19,7 @@ from tests.reference import counts, problem
 STEPS = 24
 RULES: dict[str, Callable[[], dict[str, Any]]] = {
     "periodic": lambda: {"sampling": sampling.Periodic(4), "reuse": reuse.Decayed(0.8, 3)},
+    "auto": lambda: {"passes": 1.25},
     "orthogonal": lambda: {"sampling": sampling.Periodic(3), "reuse": reuse.Orthogonal()},
     "adaptive": lambda: {"sampling": sampling.Adaptive(window=4, blocks=2, warmup=6, alpha=(3.0, 3.0), initial=2.0)},
 }

@@ -125,13 +125,13 @@ RIVALS: dict[str, tuple[Callable[[], Any], Callable[[], Any], Callable[[], Any],
         lambda: sampling.Budget(1.08, STEPS),
         lambda: reuse.Decayed("auto", horizon=None),
         lambda: lambda t, g: t in reference.budget(1.08, STEPS),
-        decayed(1 - 2 / STEPS, STEPS, bound=1.0),
+        decayed(1 - 2 / STEPS, STEPS),
     ),
     "budget, short gaps": (
         lambda: sampling.Budget(1.32, STEPS, warmup=3),
         lambda: reuse.Decayed("auto", horizon=None),
         lambda: lambda t, g: t in reference.budget(1.32, STEPS, 3),
-        decayed(0.9, STEPS, bound=1.0),
+        decayed(0.9, STEPS),
     ),
 }
 
