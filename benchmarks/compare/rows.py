@@ -23,7 +23,7 @@ WARMUP = 0.3  # share of the steps over which rho rises, in the rows that are na
 
 def lasting() -> Decayed:
     """Reuse until the next ascent, its decay following the spacing; unbounded, as in all records so far (trials/bound.py)."""
-    return Decayed("auto", horizon=None, max_ratio=None)
+    return Decayed("auto", horizon=None, max_growth=None)
 
 
 def _even(setup: Setup) -> Sampling:
@@ -97,7 +97,7 @@ def _warmed(name: str, title: str, passes: float, sampling: Any, reuse: Any) -> 
 
 def _control(name: str, title: str, rule: Callable[..., Reuse]) -> Row:
     return Row(
-        f"control-{name}", title, "control", _arsam(_even, partial(rule, "auto", horizon=None, max_ratio=None)),
+        f"control-{name}", title, "control", _arsam(_even, partial(rule, "auto", horizon=None, max_growth=None)),
         ascents=0.2, borrows="budget-1.2",
     )  # fmt: skip
 
@@ -174,7 +174,7 @@ FURTHER = (
     _control("permuted", "the PSF's entries permuted", PermutedVector),
     _control("gradient-noise", "a difference of two gradients", GradientNoise),
     Row("budget-1.2-bf16", "ARSAM, `Budget(1.2)`, PSF in bfloat16", "control",
-        _arsam(_even, partial(Rounded, "auto", horizon=None, max_ratio=None)), ascents=0.2, borrows="budget-1.2"),
+        _arsam(_even, partial(Rounded, "auto", horizon=None, max_growth=None)), ascents=0.2, borrows="budget-1.2"),
     Row("sam-half-batch", "SAM, second pass on half the batch", "sam", _arsam(_always, kind=HalfBatch),
         (Knob("rho", scale=0.5**0.5),), part=0.5),
     *(
