@@ -114,10 +114,9 @@ class ARSAM(Scheduled):
         self._length: Tensor | None = None  # the norm of the last ascent's vector, kept or not
         self._pending: Ascent | None = None  # made by perturb(), taken in by step()
         self._losses: tuple[Any, Any] | None = None  # of its two passes, where a closure gave them
-        self._perturbed = False
+        self._perturbed = self._scaler = False  # w + e is in place; the last step was a GradScaler's
         self._zeroing_unseen = 3  # first steps on which the closure is watched for zeroing the gradients
         self._before: Randomness | None = None  # the generators before a closure's first pass
-        self._scaler = False  # the last step was a GradScaler's
         self._last = watch.LastAscent()
         self._model = model
         arguments.claim_rule(self)
