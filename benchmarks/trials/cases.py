@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -9,9 +10,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.compare import records
-
-FOLDER = records.FOLDER / "trials"
+FOLDER = Path(__file__).parents[1] / "records/trials"
 Case = dict[str, Any]
 
 
@@ -25,15 +24,19 @@ def measure(name: str, cases: Iterable[Case], run: Callable[..., dict[str, Any]]
         folder: of the file.
     """
     torch.set_num_threads(1)
-    with records.held(folder / f"{name}.jsonl") as book:
-        for case in cases:
-            if not any(case.items() <= line.items() for line in book.lines):
-                print(book.write({**case, **run(**case)}), flush=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    for case in cases:
+        if not any(case.items() <= line.items() for line in read(name, folder)):
+            line = json.dumps({**case, **run(**case)})
+            with open(folder / f"{name}.jsonl", "a") as file:
+                file.write(line + "\n")
+            print(line, flush=True)
 
 
 def read(name: str, folder: Path = FOLDER) -> list[dict[str, Any]]:
-    """The lines of a trial."""
-    return records.read(folder / f"{name}.jsonl")
+    """The lines of a trial; no file has none."""
+    path = folder / f"{name}.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def cell(values: list[float], scale: float = 1.0, digits: int = 1) -> str:
