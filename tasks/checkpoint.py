@@ -155,7 +155,8 @@ def load(path: Path) -> dict[str, Any]:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged or hostile bytes make the readers raise anything
         raise UserError(
-            f"{path}: not a readable checkpoint of tensors and plain containers ({type(error).__name__})"
+            f"{path}: not a readable checkpoint of tensors and plain containers ({type(error).__name__}); a whole pickled model"
+            " is none, since reading it would run its code: save its state_dict()"
         ) from error
     if not isinstance(state, dict):
         raise UserError(f"{path}: expected a dict, found {type(state).__name__}")

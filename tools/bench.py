@@ -1,4 +1,4 @@
-"""Benchmarks: python tools/bench.py overhead | quant | loop | pose | compare SUITE | readme"""
+"""Benchmarks: python tools/bench.py overhead | quant | step | loop | pose | compare SUITE | readme"""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ import torch
 
 from benchmarks.compare import figures, front, readme, records, study, tables
 from benchmarks.compare.suites import SUITES
+from benchmarks.speed import low_bit
 from benchmarks.speed.loop_cost import loop_cost
-from benchmarks.speed.low_bit import quant
 from benchmarks.speed.overhead import overhead
 from benchmarks.speed.pose_scale import PICTURES, pose
+from benchmarks.speed.step_cost import step_cost
 from tasks import distributed, folder, log
 from tasks.errors import UserError
 
@@ -44,6 +45,13 @@ def _recorded(arguments: argparse.Namespace, measure: Callable[[], dict[str, Any
         with folder.required(arguments.out):
             arguments.out.parent.mkdir(parents=True, exist_ok=True)
             log.write_json(arguments.out, record)
+
+
+def files(arguments: argparse.Namespace) -> None:
+    """W8A8 files beside ONNX Runtime's quantize_static, on photographs."""
+    if arguments.rounds < 1:
+        raise UserError(f"--rounds must be >= 1, got {arguments.rounds}")
+    _recorded(arguments, lambda: low_bit.quant(arguments.networks, arguments.rounds, arguments.files))
 
 
 def compare(arguments: argparse.Namespace) -> None:
@@ -81,7 +89,7 @@ def main() -> None:
     parser = cli.Parser(description=__doc__)
     parser.add_argument("--version", action="version", version=cli.VERSION)
     commands = parser.add_subparsers(required=True)
-    for name, measure in (("overhead", overhead), ("quant", quant), ("loop", loop_cost)):
+    for name, measure in (("overhead", overhead), ("step", step_cost), ("loop", loop_cost)):
         command = commands.add_parser(name, help=measure.__doc__)
         command.add_argument("--rounds", type=int, default=20, help="default: %(default)s")
         command.add_argument("--device", default="cpu", help="default: %(default)s")
@@ -94,6 +102,15 @@ def main() -> None:
     command.add_argument("--out", type=cli.path, help="also write the table and the environment as JSON")
     command.add_argument("--overwrite", action="store_true", help="write --out even if there is such a file")
     command.set_defaults(function=scale)
+    command = commands.add_parser("quant", help=files.__doc__)
+    command.add_argument("--networks", nargs="+", choices=low_bit.NETWORKS, default=low_bit.NETWORKS, metavar="NAME")
+    command.add_argument("--rounds", type=int, default=20, help="default: %(default)s")
+    command.add_argument(
+        "--files", type=cli.path, help="folder that the files are kept in, or are taken from if they are there"
+    )
+    command.add_argument("--out", type=cli.path, help="also write the table and the environment as JSON")
+    command.add_argument("--overwrite", action="store_true", help="write --out even if there is such a file")
+    command.set_defaults(function=files)
     command = commands.add_parser("compare", help=compare.__doc__)
     command.add_argument("suite", choices=SUITES, metavar="SUITE", help=" or ".join(SUITES))
     command.add_argument("--seeds", type=int, help="default: the suite's")

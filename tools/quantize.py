@@ -14,6 +14,7 @@ import cli
 from tasks import cache, distributed, folder, log
 from tasks.errors import UserError
 from tasks.quant import report, stages
+from tasks.quant.run import KEPT, Run
 
 DEFAULT = Path(os.path.relpath(Path(__file__).parent.parent / "configs/quant/resnet18_w4a4_arsam.py"))
 
@@ -40,16 +41,16 @@ def main() -> None:
     resume = arguments.resume
     out = cli.run_folder(
         path, sample, arguments.out,
-        resume=resume, holds=stages.KEPT, overwrite=arguments.overwrite, inputs=cli.inputs(path, config, arguments.checkpoint),
+        resume=resume, holds=KEPT, overwrite=arguments.overwrite, inputs=cli.inputs(path, config, arguments.checkpoint),
     )  # fmt: skip
-    if resume and not (out / stages.KEPT).is_file():
+    if resume and not (out / KEPT).is_file():
         folder.check(out, "quantize")  # not another tool's
     device = cli.device(arguments.device)
     print(f"into {out}", flush=True)
     with folder.held(out), cache.beside(out):
         folder.sweep(out)
         folder.mark(out, "quantize", {"config": path})
-        run = stages.Run(
+        run = Run(
             config,
             out,
             device=device,

@@ -39,6 +39,7 @@ class Images(Dataset[dict[str, Tensor]]):
         limit: the first N; None: all.
         skip_broken: leave out the pictures that cannot be read.
         labels: the network's label of each of the source's; None: the same.
+        outputs: of the network, which labels must be below; None: any.
     """
 
     def __init__(
@@ -48,8 +49,10 @@ class Images(Dataset[dict[str, Tensor]]):
         limit: int | None,
         skip_broken: bool = False,
         labels: list[int] | None = None,
+        outputs: int | None = None,
     ) -> None:
         self._source = source
+        self._outputs = outputs
         self._transform = transform
         self._labels = labels
         self.classes: tuple[str, ...] | None = class_names(source)
@@ -71,11 +74,29 @@ class Images(Dataset[dict[str, Tensor]]):
         return len(self._order)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        picture, label = self._source[int(self._order[index])]
-        if not isinstance(picture, Image.Image):
-            picture = Image.fromarray(np.asarray(picture))
-        label = int(label) if self._labels is None or label < 0 else self._labels[int(label)]
+        picture, label = self._pair(int(self._order[index]))
+        label = label if self._labels is None or label < 0 else self._labels[label]
+        if self._outputs is not None and label >= self._outputs:
+            raise UserError(f"task.classes: {self._outputs}, but a picture has the label {label}; labels count from 0")
         return {"image": self._transform(picture), "label": torch.tensor(label)}
+
+    def _pair(self, place: int) -> tuple[Image.Image, int]:
+        """A picture and its label, of whatever the source gives.
+
+        Raises:
+            UserError: a data set of the user's own gives something else.
+        """
+        item = self._source[place]
+        try:
+            picture, label = item
+            if not isinstance(picture, Image.Image):
+                picture = Image.fromarray(np.asarray(picture))
+            return picture, int(label)
+        except (TypeError, ValueError) as error:
+            raise UserError(
+                f"task.root: item {place} of {type(self._source).__name__} must be a picture (PIL's, or an array [h, w, c] of"
+                f" uint8) and a whole number, its label; got {type(item).__name__} ({' '.join(str(error).split())[:100]})"
+            ) from error
 
 
 def images(

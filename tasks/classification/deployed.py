@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
-import onnx
 from torch import nn
 
 from tasks import checkpoint
 from tasks.classification.task import Classification
-from tasks.errors import UserError
 from tasks.quant.lowbit import has_quantizers
-from tasks.quant.runtime import InRuntime
+from tasks.quant.runtime import opened
 from tasks.state import build_model
 
 
@@ -40,17 +36,10 @@ def load(task: Classification, file: Path) -> tuple[Classification, nn.Module]:
 
 
 def _of_onnx(task: Classification, file: Path) -> tuple[Classification, nn.Module]:
-    if not file.is_file():
-        raise UserError(f"{file}: no such file")
-    try:
-        held = onnx.load(file, load_external_data=False)
-        network = InRuntime(file)
-        about: dict[str, Any] = {entry.key: json.loads(entry.value) for entry in held.metadata_props}
-    except Exception as error:  # the readers of a damaged file raise anything
-        raise UserError(f"{file}: not an ONNX file that can be run ({' '.join(str(error).split())[:150]})") from error
-    if about and about.get("task") != task.name:
-        raise UserError(f"{file}: not the file of a classifier: its metadata names the task {about.get('task')!r}")
+    network, about = opened(file, task.name)
     with checkpoint.trusted(file):
         if about.get("size"):
             task = task.with_settings(side=tuple(about["size"]))
+        if isinstance(classes := network.output_shape[-1], int):
+            task = task.with_settings(classes=classes)
         return task.knowing(about), network

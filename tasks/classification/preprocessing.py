@@ -133,7 +133,8 @@ def of_model(
         cfg: timm's pretrained_cfg, or {} where there is none.
         size: (h, w); pictures up to 64 pixels are seen whole, without the network's crop.
         channels: 1, 3 or 4. From the three values of RGB, one is their mean, and the fourth, of alpha, too.
-        crop: None: the network's.
+        crop: None: the network's, which may be another at the size that it is evaluated at; the whole picture for networks
+            that were trained on stretched ones.
         interpolation: None: the network's.
         mean: None: the network's.
         std: None: the network's.
@@ -143,10 +144,12 @@ def of_model(
         centre = sum(values) / len(values)
         return values if len(values) == channels else (centre,) if channels == 1 else (*values, centre)[:channels]
 
-    whole = max(size) <= _SMALL
+    whole = max(size) <= _SMALL or (cfg.get("crop_mode") == "squash" and float(cfg.get("crop_pct", 0.0)) == 1)
+    larger = tuple(cfg.get("test_input_size") or ())[1:] == size and cfg.get("test_crop_pct") is not None
+    own = float(cfg["test_crop_pct" if larger else "crop_pct"]) if "crop_pct" in cfg else 0.875
     return Preprocessing(
         size,
-        crop if crop is not None else None if whole else float(cfg.get("crop_pct", 0.875)),
+        crop if crop is not None else None if whole else own,
         interpolation or str(cfg.get("interpolation", "bilinear")),
         tuple(mean) if mean is not None else fitted(tuple(cfg.get("mean", MEAN))),
         tuple(std) if std is not None else fitted(tuple(cfg.get("std", STD))),

@@ -136,11 +136,12 @@ class Classification(LowBit):
         order = labels.mapping(names, self.output_names(names if split == "train" else None), f"{self.root}: {split}")
         if names is not None and len(names) > self.classes:
             raise UserError(f"task.classes: {self.root} holds {len(names)} classes in {split}, got {self.classes}")
-        if folder is None and names is None and isinstance(found, Listing) and split == "train" and self.distill < 1:
-            raise UserError(f"{found.root}: its pictures have no labels; put them into a folder per class, or set distill=1")
+        if folder is None and names is None and isinstance(found, Listing) and (split != "train" or self.distill < 1):
+            learns = ", or set distill=1" if split == "train" else ": its labels are what the network is measured by"
+            raise UserError(f"{found.root}: its pictures have no labels; put them into a folder per class{learns}")
         mirror = self.root != data.DIGITS or folder is not None  # a mirrored digit is another digit, or none
         transform = self.preprocessing.transform(augment=augment, mirror=mirror, cutout=cutout)
-        return data.Images(found, transform, limit, self.skip_broken, order)
+        return data.Images(found, transform, limit, self.skip_broken, order, self.classes)
 
     def output_names(self, names: tuple[str, ...] | None = None) -> tuple[str, ...] | None:
         """What the network's outputs are called; None: nobody knows.
@@ -269,11 +270,10 @@ class Classification(LowBit):
 
     def evaluate(self, model: nn.Module, batches: Iterable[Batch], out: Path | None = None) -> dict[str, float]:
         """Top-1 and top-5 as shares, and the mean cross-entropy."""
-        logits, truth = [], []
-        for batch in batches:
-            logits.append(model(self.preprocessing.normalised(batch["image"])).float())
-            truth.append(batch["label"])
-        return scores(torch.cat(distributed.gathered(logits)), torch.cat(distributed.gathered(truth)))
+        rows = [scores(model(self.preprocessing.normalised(b["image"])).float(), b["label"]) for b in batches]
+        # Three numbers of each picture are kept, not a thousand logits.
+        found = torch.cat(distributed.gathered(rows)).cpu().double().mean(0).tolist()
+        return dict(zip(("top1", "top5", "loss"), found, strict=True))
 
     def predict(self, model: nn.Module, pictures: Iterable[Any], count: int = 5) -> Iterator[list[dict[str, Any]]]:
         """The best classes of each picture, best first: "label", "class" (its name, if known) and "score".
@@ -294,11 +294,8 @@ class Classification(LowBit):
             ]
 
 
-def scores(logits: Tensor, labels: Tensor) -> dict[str, float]:
-    """The metrics of a whole split."""
+def scores(logits: Tensor, labels: Tensor) -> Tensor:
+    """Of each picture, whether the best and the five best hold its class, and the cross-entropy, [B, 3]."""
     best = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]
-    return {
-        "top1": float(best[:, 0].float().mean()),
-        "top5": float(best.any(dim=1).float().mean()),
-        "loss": float(F.cross_entropy(logits, labels)),
-    }
+    loss = F.cross_entropy(logits, labels, reduction="none")
+    return torch.stack([best[:, 0], best.any(dim=1), loss], dim=1)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import torch
 from torch import nn
 
@@ -21,7 +19,7 @@ from tasks.pose.joints import Joints, same_names
 from tasks.pose.task import PoseTask
 from tasks.quant import export
 from tasks.quant.lowbit import LowBit
-from tasks.quant.runtime import InRuntime
+from tasks.quant.runtime import InRuntime, opened
 from tasks.state import build_model
 
 _CODECS: dict[str, Any] = {codec.__name__: codec for codec in (Heatmap, UDPHeatmap, SimCC)}
@@ -70,18 +68,9 @@ def _with_its_geometry(task: PoseTask, file: Path) -> PoseTask:
 
 
 def _of_file(task: PoseTask, file: Path) -> tuple[PoseTask, nn.Module]:
-    if not file.is_file():
-        raise UserError(f"{file}: no such file")
-    try:
-        held = onnx.load(file, load_external_data=False)
-        network = InRuntime(file)
-    except Exception as error:  # the readers of a damaged file raise anything
-        raise UserError(f"{file}: not an ONNX file that can be run ({' '.join(str(error).split())[:150]})") from error
-    given = _described(held, file)
+    network, given = opened(file, task.name)
     if not given:
         return replace(task, weights=None), network
-    if given.get("task") != "pose":
-        raise UserError(f"{file}: not a pose network: its metadata does not say so")
     try:
         settings = dict(given["codec"])
         codec = _CODECS[settings.pop("name")](**{k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()})
@@ -92,13 +81,6 @@ def _of_file(task: PoseTask, file: Path) -> tuple[PoseTask, nn.Module]:
     if task.joints is not None and not same_names(task.joint_set().names, joints.names):
         raise UserError(f"{file}: finds {joints.listed()}, where task.joints asks for {task.joint_set().listed()}")
     return replace(task, codec=codec, joints=joints, mean=mean, std=std, weights=None), network
-
-
-def _described(held: onnx.ModelProto, file: Path) -> dict[str, Any]:
-    try:
-        return {entry.key: json.loads(entry.value) for entry in held.metadata_props}
-    except ValueError as error:
-        raise UserError(f"{file}: its metadata is not of this project: {error}") from error
 
 
 @torch.no_grad()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,16 +15,32 @@ from tasks.quant.runtime import INPUT, session
 
 _FUSED = ("Relu", "Clip")  # what an integer kernel does on the way out
 _PASSING = ("MaxPool",)  # values go through unchanged
-_LEADING = ("Add", *_PASSING, *_FUSED, "Concat", "GlobalAveragePool", "ReduceMean", "Reshape", "Flatten")  # stay integers
+_LEADING = (
+    "Add",
+    *_PASSING,
+    *_FUSED,
+    "Concat",
+    "GlobalAveragePool",
+    "ReduceMean",
+    "Reshape",
+    "Flatten",
+    "Squeeze",
+)  # stay integers
 
 
-def quantize_edges(model: ir.Model, batches: Iterable[NDArray[np.float32]]) -> None:
+def quantize_edges(model: ir.Model, batches: Iterable[NDArray[np.float32]], *, signed: bool = False) -> None:
     """An 8-bit pair behind every convolution, and addition or pooling on the way to one, whose value has other users too.
 
     Without it the integer kernels would hand each other floats, which costs more than the kernels save. Additions whose sum
     only goes on in float (a transformer's residuals) are left alone: there is no kernel to win and accuracy to lose.
+
+    Args:
+        model: whose graph is changed in place.
+        batches: inputs, from which ranges are measured.
+        signed: codes are int8 with zero point 0; else uint8.
     """
     graph = model.graph
+    _quantize_before_pooling(graph)
     wanted: set[ir.Value] = set()  # values that an integer kernel takes, at once or after what integers can do
     for node in reversed(list(graph)):
         if node.op_type == "QuantizeLinear" or (node.op_type in _LEADING and not wanted.isdisjoint(node.outputs)):
@@ -44,25 +60,36 @@ def quantize_edges(model: ir.Model, batches: Iterable[NDArray[np.float32]]) -> N
             users = [use.node for use in value.uses()]
         if users and not (len(users) == 1 and users[0].op_type == "QuantizeLinear"):
             edges.append(value)
-    edges = [value for value in edges if not _share_codes(value)]
+    # From the last: what a pooling hands on decides on the codes in front of it.
+    edges = [value for value in reversed(edges) if not _share_codes(value)][::-1]
     ranges = _ranges(model, [str(value.name) for value in edges], batches)
     for value in edges:
         name, node = str(value.name), value.producer()
         assert node is not None
-        low, high = (min(ranges[name][0], 0.0), max(ranges[name][1], 1e-6))
-        step = np.float32((high - low) / 255)
-        zero = np.uint8(np.clip(round(-low / float(step)), 0, 255))
-        pair = constant(graph, f"{name}.step", np.array(step)), constant(graph, f"{name}.zero", np.array(zero))
+        pair = _pair(graph, name, ranges[name], signed)
         source = node.inputs[0].producer() if node.op_type in _PASSING else None  # type: ignore[union-attr]
         if source is not None and source.op_type == "DequantizeLinear":
-            pair = (source.inputs[1], source.inputs[2])  # type: ignore[assignment]  # pooling keeps its input's codes
-        users = list(value.uses())
-        quantize = ir.Node("", "QuantizeLinear", [value, *pair], name=f"{name}.quantize")
-        dequantize = ir.Node("", "DequantizeLinear", [quantize.outputs[0], *pair], name=f"{name}.dequantize")
-        quantize.outputs[0].name, dequantize.outputs[0].name = f"{name}.codes", f"{name}.values"
-        for user, place in users:
-            user.replace_input_with(place, dequantize.outputs[0])
-        graph.insert_after(node, [quantize, dequantize])
+            pair = source.inputs[1], source.inputs[2]  # pooling keeps its input's codes
+        _insert_pair(graph, value, pair, [(use.node, use.idx) for use in value.uses()])
+
+
+def _quantize_before_pooling(graph: ir.Graph) -> None:
+    """The codes of a pooling's only user in front of the pooling too: the largest code is the largest value's."""
+    for node in [node for node in graph if node.op_type in _PASSING]:
+        value, users = node.inputs[0], [use.node for use in node.outputs[0].uses()]
+        if value is not None and value.producer() is not None and [user.op_type for user in users] == ["QuantizeLinear"]:
+            _insert_pair(graph, value, users[0].inputs[1:3], [(node, 0)])
+
+
+def _pair(graph: ir.Graph, name: str, ends: tuple[float, float], signed: bool) -> tuple[ir.Value | None, ir.Value | None]:
+    """Step size and zero point for values in a range, int8 around 0 or uint8."""
+    low, high = min(ends[0], 0.0), max(ends[1], 1e-6)
+    if signed:
+        step, zero = np.float32(max(-low, high) / 127), np.array(0, np.int8)
+    else:
+        step = np.float32((high - low) / 255)
+        zero = np.array(np.clip(round(-low / float(step)), 0, 255), np.uint8)
+    return constant(graph, f"{name}.step", np.array(step)), constant(graph, f"{name}.zero", zero)
 
 
 def _share_codes(value: ir.Value) -> bool:
@@ -89,7 +116,20 @@ def _share_codes(value: ir.Value) -> bool:
     for user, place in users:
         if user is not quantize:
             user.replace_input_with(place, dequantize.outputs[0])
+    if producer.op_type in _PASSING:
+        _insert_pair(graph, producer.inputs[0], quantize.inputs[1:3], [(producer, 0)])
     return True
+
+
+def _insert_pair(graph: Any, value: Any, pair: Sequence[Any], users: Iterable[Any]) -> None:
+    """Quantize a value and back, for users (node, place)."""
+    name = str(value.name)
+    quantize = ir.Node("", "QuantizeLinear", [value, *pair], name=f"{name}.quantize")
+    dequantize = ir.Node("", "DequantizeLinear", [quantize.outputs[0], *pair], name=f"{name}.dequantize")
+    quantize.outputs[0].name, dequantize.outputs[0].name = f"{name}.codes", f"{name}.values"
+    graph.insert_after(value.producer(), [quantize, dequantize])
+    for user, place in list(users):
+        user.replace_input_with(place, dequantize.outputs[0])
 
 
 def _ranges(model: ir.Model, names: list[str], batches: Iterable[NDArray[np.float32]]) -> dict[str, tuple[float, float]]:

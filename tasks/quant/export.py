@@ -27,22 +27,23 @@ from torch import Tensor, nn
 
 from tasks import folder
 from tasks.quant.edges import quantize_edges
-from tasks.quant.graph import absorb_batch_norm, clip_codes, hold_biases, pack, quantize_biases
+from tasks.quant.graph import absorb_batch_norm, clip_codes, hold_biases, pack, pool_globally, quantize_gemms
 from tasks.quant.prepare import QuantLayer, replaced
 from tasks.quant.quantizer import Quantizer
 from tasks.quant.runtime import INPUT, OUTPUT
+from tasks.quant.targets import TARGETS, Target
 
 op: Any = opset21  # its stubs know tensors only, and these functions are traced
 
 
 @torch.library.custom_op("arsam::quantize_input", mutates_args=())
-def _quantize_input(x: Tensor, scale: Tensor, zero: int, low: int, high: int) -> Tensor:
-    """Codes low ... high of uint8, zero the code of 0, and back."""
+def _quantize_input(x: Tensor, scale: Tensor, zero: int, low: int, high: int, clip_codes: bool) -> Tensor:
+    """Codes low ... high of uint8, or of int8 if some are negative, zero the code of 0, and back."""
     return ((x / scale).round() + zero).clamp(low, high).sub(zero) * scale
 
 
 @_quantize_input.register_fake
-def _(x: Tensor, scale: Tensor, zero: int, low: int, high: int) -> Tensor:
+def _(x: Tensor, scale: Tensor, zero: int, low: int, high: int, clip_codes: bool) -> Tensor:
     return torch.empty_like(x)
 
 
@@ -57,16 +58,20 @@ def _(codes: Tensor, scale: Tensor) -> Tensor:
     return torch.empty(codes.shape)
 
 
-def _uint8(value: int) -> onnx.TensorProto:
-    return onnx.numpy_helper.from_array(np.array(value, np.uint8))
+def _input_to_onnx(x: Any, scale: Any, zero: int, low: int, high: int, clip_codes: bool) -> Any:
+    kind = np.int8 if low < 0 else np.uint8
 
+    def code(value: int) -> Any:
+        return op.Constant(value=onnx.numpy_helper.from_array(np.array(value, kind)))
 
-def _input_to_onnx(x: Any, scale: Any, zero: int, low: int, high: int) -> Any:
-    zero_point = op.Constant(value=_uint8(zero))
-    codes = op.QuantizeLinear(x, scale, zero_point)
-    if (low, high) != (0, 255):
-        codes = op.Clip(codes, op.Constant(value=_uint8(low)), op.Constant(value=_uint8(high)))
-    return op.DequantizeLinear(codes, scale, zero_point)
+    fewer = (low, high) != (np.iinfo(kind).min, np.iinfo(kind).max)
+    if fewer and not clip_codes:
+        ends = [op.Mul(scale, op.Constant(value_float=float(end - zero))) for end in (low, high)]
+        x = op.Clip(x, *ends)
+    codes = op.QuantizeLinear(x, scale, code(zero))
+    if fewer and clip_codes:
+        codes = op.Clip(codes, code(low), code(high))
+    return op.DequantizeLinear(codes, scale, code(zero))
 
 
 def _weight_to_onnx(codes: Any, scale: Any) -> Any:
@@ -76,17 +81,18 @@ def _weight_to_onnx(codes: Any, scale: Any) -> Any:
 class _Input(nn.Module):
     """An input quantizer as it is exported."""
 
-    def __init__(self, quantizer: Quantizer) -> None:
+    def __init__(self, quantizer: Quantizer, target: Target) -> None:
         super().__init__()
         self.register_buffer("scale", quantizer.step.float().reshape(()))
-        # Signed codes move up by 128, the middle of uint8.
-        self.zero = 128 if quantizer.signed else int(quantizer.zero_point)
-        shift = 128 if quantizer.signed else 0
+        # Signed codes move up by 128, the middle of uint8, where the target wants that.
+        shift = 128 if quantizer.signed and not target.signed else 0
+        self.zero = shift + int(quantizer.zero_point)
         self.low, self.high = quantizer.low + shift, quantizer.high + shift
+        self.clip_codes = target.codes_clipped
 
     def forward(self, x: Tensor) -> Tensor:
         """The fake-quantized input."""
-        return torch.ops.arsam.quantize_input(x, self.scale, self.zero, self.low, self.high)
+        return torch.ops.arsam.quantize_input(x, self.scale, self.zero, self.low, self.high, self.clip_codes)
 
 
 class _Weight(nn.Module):
@@ -104,7 +110,12 @@ class _Weight(nn.Module):
 
 
 def export(
-    model: nn.Module, path: Path, batches: Iterable[NDArray[np.float32]], *, about: Mapping[str, Any] | None = None
+    model: nn.Module,
+    path: Path,
+    batches: Iterable[NDArray[np.float32]],
+    *,
+    about: Mapping[str, Any] | None = None,
+    target: str = "ort",
 ) -> None:
     """Write a model, fake-quantized or float, as an ONNX file with a free batch size.
 
@@ -113,12 +124,13 @@ def export(
         path: of the file.
         batches: inputs [B, 3, h, w] from which the ranges of 8-bit edges are measured; one for a float model.
         about: how inputs are made, what outputs are called: the file's metadata, each value as JSON.
+        target: the run time, one of `targets.TARGETS`.
 
     Raises:
         ValueError: a quantizer is not initialised.
     """
-    batches = list(batches)
-    frozen = _frozen(model)
+    batches, aim = list(batches), TARGETS[target]
+    frozen = _frozen(model, aim)
     bits = {f"{name}.codes": module.bits for name, module in frozen.named_modules() if isinstance(module, _Weight)}
     example = torch.from_numpy(batches[0][:2])
     translation = {
@@ -143,13 +155,16 @@ def export(
     onnx_model = program.model
     graph = onnx_model.graph
     if bits:
-        absorb_batch_norm(graph, bits)
-        hold_biases(graph, bits)
-        clip_codes(graph)
-        quantize_edges(onnx_model, batches)
-        pack(graph, bits)
-        quantize_biases(graph)
-        if min(bits.values()) == 2:
+        absorb_batch_norm(graph, bits, aim.edge)
+        hold_biases(graph, bits, aim.edge)
+        if aim.codes_clipped:
+            clip_codes(graph)
+        pool_globally(graph)
+        quantize_edges(onnx_model, batches, signed=aim.signed)
+        pack(graph, bits, aim.edge, packed=aim.packed)
+        if aim.whole_biases:
+            quantize_gemms(graph)
+        if min(bits.values()) == 2 and aim.packed:
             onnx_model.graph.opset_imports[""] = 25  # the first with 2-bit integers
             onnx_model.ir_version = 13
     for name in [name for name, value in graph.initializers.items() if not value.uses()]:
@@ -173,7 +188,7 @@ def _leave_out_origins(model: ir.Model) -> None:
 
 
 @torch.no_grad()
-def _frozen(model: nn.Module) -> nn.Module:
+def _frozen(model: nn.Module, target: Target) -> nn.Module:
     """A copy in evaluation mode whose quantizers are those of the file; a layer that is never called is float in it too."""
     model = copy.deepcopy(model).eval().cpu()
     layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, QuantLayer)}
@@ -182,6 +197,6 @@ def _frozen(model: nn.Module) -> nn.Module:
     for layer in layers.values():
         if layer.input_quantizer.initialised:
             layer.weight_quantizer = _Weight(layer.weight_quantizer, layer.standardised_weight())  # type: ignore[assignment]
-            layer.input_quantizer = _Input(layer.input_quantizer)  # type: ignore[assignment]
+            layer.input_quantizer = _Input(layer.input_quantizer, target)  # type: ignore[assignment]
     # Models that read a layer's weight instead of calling the layer (BEiT's queries, keys and values).
     return replaced(model, {layer: layer.layer for layer in layers.values() if isinstance(layer.input_quantizer, Quantizer)})

@@ -16,6 +16,7 @@ from tasks.errors import UserError
 from tasks.quant.canonicalise import canonicalise
 from tasks.quant.prepare import QuantLayer, parameter_groups, prepare
 from tasks.quant.sharpness import AfterRounding
+from tasks.quant.targets import TARGETS, Name
 
 Task = TypeVar("Task", bound="LowBit")
 BATCH = 64  # inputs at a time
@@ -60,6 +61,8 @@ class LowBit(ABC):
         asymmetric: learn an offset for activations (LSQ+).
         calibration: of the network before it is trained.
         weights: checkpoint to start from; with quantizers, it holds the whole model.
+        target: run time that the file is for: "ort" for ONNX Runtime; "ort-avx2" where the processor has no VNNI: 8-bit weights
+            get 7 bits; "tensorrt"; "openvino". See docs/deploy.md.
         perturb: where a sharpness-aware step moves a fake-quantized weight: "latent" before rounding, "quantized" after.
     """
 
@@ -69,6 +72,7 @@ class LowBit(ABC):
     asymmetric: bool = False
     calibration: Calibration = Calibration()
     weights: str | None = None
+    target: Name = "ort"
     perturb: Literal["latent", "quantized"] = "latent"
 
     def __post_init__(self) -> None:
@@ -148,6 +152,7 @@ class LowBit(ABC):
             model = prepare(
                 model, weight_bits=self.weight_bits, act_bits=self.act_bits, layers=self.layers, asymmetric=self.asymmetric
             )
+            TARGETS[self.target].prepare(model)
         except ValueError as error:
             raise UserError(f"task: {error}") from error
         if self.perturb == "quantized":

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks import folder, log
+from tasks.quant.runtime import RETURN
 
 TITLES = {
     "float": "float",
@@ -35,7 +36,7 @@ def speed(before: float, after: float) -> str:
 
 def _text(result: dict[str, Any]) -> str:
     bits, bops = result["bits"], result["bops"]
-    stages, sharpness, machine = result["stages"], result["sharpness"], result["machine"]
+    stages, machine = result["stages"], result["machine"]
     convolutions = result["kernels"].get("QLinearConv", 0)
     others = sum(count for kernel, count in result["kernels"].items() if kernel in ("Conv", "FusedConv", "ConvInteger"))
     metric = result["metric"]
@@ -57,9 +58,7 @@ def _text(result: dict[str, Any]) -> str:
         f"- kernels: {convolutions} of {convolutions + others} convolutions run on integers",
         f"- bit operations: {bops['float'] / 1e9:.2f} G float, {bops['low_bit'] / 1e9:.3f} G low-bit",
         *_training(result),
-        f"- an ascent of rho {sharpness['rho']:g} changes {sharpness['codes_changed']:.4%} of the codes if it moves latent"
-        f" weights; the loss rises by {sharpness['loss_rise_latent']:+.5f}, or {sharpness['loss_rise_quantized']:+.5f} if it"
-        " moves quantized ones",
+        *_ascent(result["sharpness"]),
         "- not quantized:",
         *(f"  - {line}" for line in result["not_quantized"]),
         *_input(result["input"]),
@@ -84,8 +83,10 @@ def _costs(cost: dict[str, dict[str, float]]) -> list[str]:
     ]
     return [
         *lines,
-        f"- loading: {before['load_seconds']:.2f} s float, {after['load_seconds']:.2f} s low-bit; memory that the loaded file"
-        f" holds: {before['resident_mb']:.0f} MB float, {after['resident_mb']:.0f} MB low-bit",
+        f"- loading: {before['load_seconds']:.2f} s float, {after['load_seconds']:.2f} s low-bit",
+        f"- memory that the loaded file holds: {before['resident_mb']:.0f} MB float, {after['resident_mb']:.0f} MB low-bit;"
+        f" with MALLOC_MMAP_THRESHOLD_={RETURN} in the environment, so that glibc gives back what loading has freed,"
+        f" {before['needed_mb']:.0f} and {after['needed_mb']:.0f} MB",
     ]
 
 
@@ -98,6 +99,16 @@ def _training(result: dict[str, Any]) -> list[str]:
         f"- training: {result['passes_per_step']:.3f} passes per step; perturbation of {result['perturb']} weights",
         f"- BatchNorm re-estimated after training: {better} (loss on training items {again['loss']:.4f} before,"
         f" {again['loss_reestimated']:.4f} after)",
+    ]
+
+
+def _ascent(effect: dict[str, float] | None) -> list[str]:
+    if effect is None:
+        return []
+    rises = [f"{effect[name]:+.5f}" for name in ("loss_rise_latent", "loss_rise_quantized")]
+    return [
+        f"- an ascent of rho {effect['rho']:g} changes {effect['codes_changed']:.4%} of the codes if it moves latent weights;"
+        f" the loss rises by {rises[0]}, or {rises[1]} if it moves quantized ones"
     ]
 
 
@@ -133,24 +144,41 @@ def _second(opinion: dict[str, Any] | None) -> list[str]:
     return [f"- agreement of OpenVINO {opinion['version']} with ONNX Runtime: {opinion['agreement']:.4f} of the test set"]
 
 
+_FILES = (  # of the two files: key of the costs, what it is, how it is written
+    ("latency_ms", "ms at batch 1", "{:.2f}"),
+    ("latency_ms_batch_8", "ms at batch 8", "{:.1f}"),
+    ("load_seconds", "s to load", "{:.2f}"),
+    ("needed_mb", "MB held in memory", "{:.0f}"),
+)
+
+
 def _draw(path: Path, result: dict[str, Any]) -> None:
+    """The stages with their metric and size; below, what the two files cost in ONNX Runtime on one thread."""
     import matplotlib.figure
 
-    stages, metric = result["stages"], result["metric"]
+    stages, metric, cost = result["stages"], result["metric"], result["cost"]
     names = [TITLES[stage].replace(", ", ",\n") for stage in stages]
-    figure = matplotlib.figure.Figure(figsize=(11, 1.2 + 0.55 * len(stages)), layout="constrained")
-    left, middle, right = figure.subplots(1, 3, width_ratios=(1.5, 1, 1))
-    panels = (
-        (left, names, [s[metric] for s in stages.values()], METRICS.get(metric, metric), "{:.4f}"),
-        (middle, names, [s["size_mb"] for s in stages.values()], "MB", "{:.2f}"),
-        (right, ["float file", "low-bit file"], [c["latency_ms"] for c in result["cost"].values()], "ms at batch 1", "{:.2f}"),
-    )
-    for panel, labels, values, title, form in panels:
-        bars = panel.barh(labels, values, color=["0.6", *["C0"] * (len(values) - 1)])
-        panel.bar_label(bars, [form.format(value) for value in values], padding=3, fontsize=8)
-        panel.invert_yaxis()
-        panel.set(title=title, xlim=(0, 1.25 * max(*values, 1e-9)))
-        panel.tick_params(labelsize=8)
-        panel.spines[["top", "right"]].set_visible(False)
-    middle.set_yticklabels([])
+    bits = f"W{result['bits']['weight']}A{result['bits']['act']}"
+    figure = matplotlib.figure.Figure(figsize=(10, 2.6 + 0.5 * len(stages)), layout="constrained", facecolor="white")
+    figure.suptitle(f"{bits} of {Path(result['config']).stem}", fontsize=11)
+    above, below = figure.subfigures(2, 1, height_ratios=(0.5 * len(stages) + 0.6, 1.4))
+    metrics, sizes = above.subplots(1, 2, sharey=True)
+    _bars(metrics, names, [s[metric] for s in stages.values()], METRICS.get(metric, metric), "{:.4f}")
+    _bars(sizes, names, [s["size_mb"] for s in stages.values()], "MB, weights in their bits, or the file", "{:.2f}")
+    panels = below.subplots(1, len(_FILES), sharey=True)
+    for panel, (key, title, form) in zip(panels, _FILES, strict=True):
+        _bars(panel, ["float.onnx", "model.onnx"], [c[key] for c in cost.values()], title, form)
     figure.savefig(folder.fresh(path), dpi=110)
+
+
+def _bars(panel: Any, names: list[str], values: list[float], title: str, form: str) -> None:
+    """Horizontal bars with their values, the first, which is float, in grey."""
+    bars = panel.barh(names, values, color=["0.6", *["C0"] * (len(values) - 1)])
+    panel.bar_label(bars, [form.format(value) for value in values], padding=3, fontsize=8)
+    if not panel.yaxis_inverted():  # shared axes are turned once
+        panel.invert_yaxis()
+    panel.set_title(title, fontsize=9)
+    panel.set_xlim(0, 1.3 * max(*values, 1e-9))
+    panel.tick_params(labelsize=8)
+    panel.tick_params(axis="y", length=0)
+    panel.spines[["top", "right"]].set_visible(False)

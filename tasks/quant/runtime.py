@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
+import os
 import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +19,14 @@ import onnx
 import onnxruntime
 import torch
 from numpy.typing import NDArray
+from onnxruntime.capi.onnxruntime_pybind11_state import Fail as _Fail
 from torch import Tensor, nn
 
+from tasks.errors import UserError
+
 INPUT, OUTPUT = "image", "output"
+_TRIM, _MMAP = -1, -3  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD of glibc's mallopt
+RETURN = 1 << 17  # bytes of a block from which on glibc gives freed memory back to the system, until it learns better
 
 
 def session(model: Path | bytes, *, threads: int = 1, optimised: Path | None = None) -> onnxruntime.InferenceSession:
@@ -34,7 +43,34 @@ def session(model: Path | bytes, *, threads: int = 1, optimised: Path | None = N
     if optimised is not None:
         options.optimized_model_filepath = str(optimised)
     source = model if isinstance(model, bytes) else str(model)
-    return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    with _freed_memory_returned():
+        try:
+            return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        except _Fail:  # signed codes of inputs, which it would make unsigned, and forgets some (1.32)
+            options.add_session_config_entry("session.qdqisint8allowed", "1")
+            return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+
+
+@contextmanager
+def _freed_memory_returned() -> Generator[None]:
+    """What is freed inside goes back to the system, where the C library is glibc.
+
+    Loading unpacks weights step by step. By the first large block that is freed glibc learns to keep such blocks, and a
+    ResNet-18 of 4 bits would hold 30 to 60 MB that nobody uses, beside 16 that it needs.
+    """
+    if sys.platform != "linux":
+        yield
+        return
+    library = ctypes.CDLL(None)
+    if not hasattr(library, "gnu_get_libc_version"):
+        yield
+        return
+    library.mallopt(_MMAP, RETURN)
+    try:
+        yield
+    finally:  # what it learns to do in the end, for the sake of training in the same process
+        library.mallopt(_MMAP, 1 << 25)
+        library.mallopt(_TRIM, 1 << 26)
 
 
 def kernels(path: Path) -> Counter[str]:
@@ -53,11 +89,52 @@ class InRuntime(nn.Module):
     def __init__(self, path: Path) -> None:
         super().__init__()
         self._session = session(path, threads=torch.get_num_threads())
+        inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
+        if len(inputs) != 1:
+            raise ValueError(f"expected one input, found {len(inputs)}")
+        if isinstance(inputs[0].shape[0], int):
+            raise ValueError(f"its batch size is fixed, {inputs[0].shape[0]}; export it with a free one")
+        self._input = inputs[0].name
+        self.output_shape: list[Any] = outputs[0].shape
 
     def forward(self, images: Tensor) -> Tensor:
         """The file's output."""
-        answer: Any = self._session.run(None, {INPUT: images.numpy()})[0]
+        answer: Any = self._session.run(None, {self._input: images.numpy()})[0]
         return torch.from_numpy(answer)
+
+    def about(self) -> dict[str, Any]:
+        """The file's metadata.
+
+        Raises:
+            ValueError: it is not JSON.
+        """
+        held = self._session.get_modelmeta().custom_metadata_map
+        return {key: json.loads(value) for key, value in held.items()}
+
+
+def opened(file: Path, task: str) -> tuple[InRuntime, dict[str, Any]]:
+    """A file that a user names, and its metadata, {} where it has none: then it is as the config says.
+
+    Args:
+        file: *.onnx.
+        task: the name of the task that it must have been made for.
+
+    Raises:
+        UserError: it cannot be run, or is another task's.
+    """
+    if not file.is_file():
+        raise UserError(f"{file}: no such file")
+    try:
+        network = InRuntime(file)
+    except Exception as error:  # the readers of a damaged file raise anything
+        raise UserError(f"{file}: not an ONNX file that can be run ({' '.join(str(error).split())[:150]})") from error
+    try:
+        about = network.about()
+    except ValueError as error:
+        raise UserError(f"{file}: its metadata is not of this project: {error}") from error
+    if about and about.get("task") != task:
+        raise UserError(f"{file}: made for the task {about.get('task')!r} by its metadata, expected {task!r}")
+    return network, about
 
 
 def best(outputs: Tensor) -> Tensor:
@@ -133,7 +210,7 @@ def costs(files: dict[str, Path], image: NDArray[np.float32], rounds: int = 200)
         rounds: at batch 1; a fifth of it at batch 8. No more are begun after 20 seconds.
 
     Returns:
-        Per name: median "latency_ms" and "latency_ms_batch_8" of a call, "load_seconds" and "resident_mb" of a process.
+        Per name: median "latency_ms" and "latency_ms_batch_8" of a call, and what `footprint` tells.
     """
     runs = {name: session(path) for name, path in files.items()}
     answer: dict[str, dict[str, float]] = {name: {} for name in files}
@@ -156,6 +233,16 @@ def costs(files: dict[str, Path], image: NDArray[np.float32], rounds: int = 200)
 
 
 def footprint(path: Path, shape: tuple[int, ...]) -> dict[str, float]:
-    """Seconds to load a file and megabytes that it then holds, in a process of its own: "load_seconds", "resident_mb"."""
+    """What a file costs a process of its own that loads it and runs it once.
+
+    Returns:
+        "load_seconds"; "resident_mb", memory that it then holds; "needed_mb", the same where glibc is told by the environment
+        variable MALLOC_MMAP_THRESHOLD_ to give back what loading has freed.
+    """
     command = [sys.executable, str(Path(__file__).with_name("footprint.py")), str(path), *map(str, shape)]
-    return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+    def measured(**environment: str) -> dict[str, float]:
+        run = subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, **environment})
+        return json.loads(run.stdout)
+
+    return {**measured(), "needed_mb": measured(MALLOC_MMAP_THRESHOLD_=str(RETURN))["resident_mb"]}

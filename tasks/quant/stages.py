@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,95 +17,21 @@ from torch import Tensor, nn
 from torch.utils.data import default_collate
 
 import arsam
-from tasks import checkpoint, engine, folder, log, state
-from tasks.config import Config, describe
+from tasks import checkpoint, engine, state
+from tasks.config import describe
 from tasks.errors import UserError
 from tasks.loading import Seeded
 from tasks.quant import export, plan, ptq
 from tasks.quant.calibrate import reestimate_batch_norm
 from tasks.quant.check import check
-from tasks.quant.lowbit import BATCH, LowBit
-from tasks.quant.report import METRICS
+from tasks.quant.lowbit import BATCH
+from tasks.quant.prepare import convert
+from tasks.quant.run import CALIBRATED, PTQ, QAT, Run
 from tasks.quant.runtime import Compared, InRuntime, costs, kernels
 from tasks.quant.sharpness import effect
-from tasks.quant.work import bit_operations, not_quantized, size_in_bits
+from tasks.quant.work import bit_operations, not_quantized
 
 STATISTICS = 4096  # inputs that re-estimate BatchNorm: with 1024, the noise of its statistics cost half a point of top-1
-KEPT = "stages.json"  # what is done, for a run that goes on
-
-
-@dataclass
-class Run:
-    """Where the stages run.
-
-    Args:
-        config: of the quantization-aware training; its task gives the bits. With epochs=0 nothing is trained.
-        out: folder.
-        device: of training.
-        name: of the config, for the records.
-        float_checkpoint: to start from; None: the task's own weights, or the config's float training.
-        resume: stages that are done are kept.
-        say: called with a line of progress.
-    """
-
-    config: Config
-    out: Path
-    device: torch.device
-    name: str
-    float_checkpoint: Path | None = None
-    resume: bool = False
-    say: Callable[[str], None] = print
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.config.task, LowBit) or not self.config.task.quantized:
-            raise UserError(f"{self.name}: not a config with task.weight_bits and task.act_bits")
-        self.task: Any = self.config.task
-        self.stages: dict[str, Any] = {}
-        self._told = {"config": describe(self.config), "float": str(self.float_checkpoint)}
-
-    def take_up(self) -> None:
-        """Read what is done, or begin.
-
-        Raises:
-            UserError: what is there is of another config.
-        """
-        path = self.out / KEPT
-        if self.resume and path.is_file():
-            self.stages = self._kept(path)
-        else:
-            self.keep()
-
-    def _kept(self, path: Path) -> dict[str, Any]:
-        try:
-            kept = dict(json.loads(path.read_bytes()))
-            told = kept.pop("of")
-        except (KeyError, TypeError, ValueError, RecursionError) as error:
-            raise UserError(f"{path}: not written by this tool ({type(error).__name__}); name another --out") from error
-        if told != self._told:
-            raise UserError(f"{path}: of another config or float checkpoint; name another --out")
-        return kept
-
-    def keep(self) -> None:
-        """Write down what is done."""
-        with folder.required(self.out):
-            self.out.mkdir(parents=True, exist_ok=True)
-            log.write_json(self.out / KEPT, {"of": self._told, **self.stages})
-
-    def measure(self, stage: str, model: nn.Module) -> None:
-        """The metric on the validation split, and the size of the weights stored in their bits; once."""
-        if stage not in self.stages:
-            figures = engine.evaluate(self.config, model, self.device)
-            self.stages[stage] = {self.task.metric: figures[self.task.metric], "size_mb": size_in_bits(model) / 8e6}
-            self.keep()
-
-    def shown(self, stage: str) -> str:
-        """A stage's figure."""
-        return f"{self.stages[stage][self.task.metric]:.4f}"
-
-    @property
-    def title(self) -> str:
-        """The metric's name."""
-        return str(METRICS.get(self.task.metric, self.task.metric))
 
 
 def run(run: Run) -> dict[str, Any]:
@@ -119,7 +45,8 @@ def run(run: Run) -> dict[str, Any]:
     """
     run.take_up()
     source = _float_source(run)
-    for line in plan.lines(run.config, run.task, source):
+    done = {name for name, file in (("float", "float/result.json"), ("ptq", PTQ), ("qat", QAT)) if (run.out / file).is_file()}
+    for line in plan.lines(run.config, run.task, source, plan.pace(run.config, run.task, run.device), done):
         run.say(line)
     run.say("[1/3] float model")
     model, source = _float_model(run, source)
@@ -171,8 +98,10 @@ def _float_model(run: Run, source: Path | None) -> tuple[nn.Module, Path]:
         return model.to(run.device), source
     if source is None:
         assert run.config.pretraining is not None
+        # Weights that are no whole float model are a backbone's, from which the float training starts.
         start: Any = run.config.pretraining.task
-        config = replace(run.config.pretraining, task=replace(run.task.in_float(), weights=start.weights), seed=run.config.seed)
+        task = replace(run.task.in_float(), weights=run.task.weights or start.weights)
+        config = replace(run.config.pretraining, task=task, seed=run.config.seed)
         source = run.out / "float" / "last.pt"
         if not (run.resume and (source.parent / "result.json").is_file()):
             resume = run.resume and (source.parent / "run.json").is_file()
@@ -187,12 +116,13 @@ def _float_model(run: Run, source: Path | None) -> tuple[nn.Module, Path]:
 
 def _calibrated(run: Run, model: nn.Module) -> tuple[nn.Module, str]:
     """The calibrated model, and which of the two was kept: "ptq" or "ptq_bn"."""
-    path = run.out / "ptq.pt"
     quantized = run.task.quantize(model.cpu()).to(run.device)
-    if "kept" in run.stages and path.is_file():
-        checkpoint.load_weights(quantized, path)
+    if run.kept_model(PTQ, quantized):
         return quantized, run.stages["kept"]
-    reference = ptq.prepared(run.task, quantized, run.device)
+    reference = convert(quantized)
+    if not run.kept_model(CALIBRATED, quantized):
+        reference = ptq.prepared(run.task, quantized, run.device)
+        run.keep_model(CALIBRATED, quantized)
     run.measure("ptq", quantized)
     corrected, gains = ptq.corrected(run.task, quantized, reference, run.device)
     if corrected is not None:
@@ -200,23 +130,30 @@ def _calibrated(run: Run, model: nn.Module) -> tuple[nn.Module, str]:
     run.stages.setdefault("ptq_bn", run.stages["ptq"])
     better = corrected is not None and gains["corrected"] < gains["calibrated"]
     chosen = corrected if better and corrected is not None else quantized
-    checkpoint.save(path, {"model": chosen.state_dict()})
-    run.stages["kept"] = "ptq_bn" if better else "ptq"
-    run.stages["distance"] = gains
-    run.keep()
+    run.stages |= {"kept": "ptq_bn" if better else "ptq", "distance": gains}
+    run.keep_model(PTQ, chosen)
     return chosen, run.stages["kept"]
 
 
 def _trained(run: Run, model: nn.Module, quantized: nn.Module, source: Path) -> float:
     """Train a calibrated model, in place; passes per step."""
-    config = replace(run.config, task=run.task.starting(run.out / "ptq.pt", source))
-    folder_, last = run.out / "qat", run.out / "qat" / "last.pt"
+    folder_ = run.out / "qat"
     if run.resume and (folder_ / "result.json").is_file():
         result = json.loads((folder_ / "result.json").read_text())
     else:
+        config = replace(run.config, task=run.task.starting(run.out / PTQ, source))
         resume = run.resume and (folder_ / "run.json").is_file()
         result = engine.train(config, folder_, device=run.device, resume=resume, name=run.name)
-    checkpoint.load_weights(quantized, last)
+    if not run.kept_model(QAT, quantized):
+        checkpoint.load_weights(quantized, folder_ / "last.pt")
+        _reestimate(run, model, quantized)
+        run.keep_model(QAT, quantized)
+    run.measure("qat", quantized)
+    return float(result["passes_per_step"])
+
+
+def _reestimate(run: Run, model: nn.Module, quantized: nn.Module) -> None:
+    """BatchNorm's statistics anew after training, where training items say that it helps."""
     before = {name: value.clone() for name, value in quantized.state_dict().items()}
     loss = _loss(run, model, quantized)
     # Of the plain inputs, which the network knows by heart, the statistics fit new ones worse than training's own do.
@@ -225,8 +162,6 @@ def _trained(run: Run, model: nn.Module, quantized: nn.Module, source: Path) -> 
     if again > loss:
         quantized.load_state_dict(before)
     run.stages["reestimated"] = {"kept": again <= loss, "loss": loss, "loss_reestimated": again}
-    run.measure("qat", quantized)
-    return float(result["passes_per_step"])
 
 
 def _losses(run: Run, model: nn.Module, count: int) -> Iterator[Callable[[nn.Module], Tensor]]:
@@ -261,31 +196,37 @@ def _files(run: Run, model: nn.Module, quantized: nn.Module) -> dict[str, Any]:
     bits = {"weight": run.task.weight_bits, "act": run.task.act_bits}
     inputs = [x.numpy() for x in run.task.inputs(run.task.calibration.pictures, augment=False)]
     files = {"float": run.out / "float.onnx", "low_bit": run.out / "model.onnx"}
-    export.export(model, files["float"], inputs[:1], about=about)
-    export.export(quantized, files["low_bit"], inputs, about={**about, "bits": bits})
-    parted = check(files["low_bit"], quantized, inputs)
-    for line in parted["warnings"]:
+    if "file" not in run.stages or not all(file.is_file() for file in files.values()):
+        export.export(model, files["float"], inputs[:1], about=about)
+        export.export(
+            quantized,
+            files["low_bit"],
+            inputs,
+            about={**about, "bits": bits, "target": run.task.target},
+            target=run.task.target,
+        )
+        parted = check(files["low_bit"], quantized, inputs)
+        compared = Compared(InRuntime(files["low_bit"]), quantized, run.device, files["low_bit"])
+        figures = engine.evaluate(replace(run.config, precision="fp32"), compared, torch.device("cpu"))
+        run.stages["onnx"] = {run.task.metric: figures[run.task.metric], "size_mb": files["low_bit"].stat().st_size / 1e6}
+        run.stages["file"] = {"agreement": compared.agreement, "openvino": compared.second_opinion, "check": parted}
+    for line in run.stages["file"]["check"]["warnings"]:
         run.say(f"warning: {line}")
-    compared = Compared(InRuntime(files["low_bit"]), quantized, run.device, files["low_bit"])
-    figures = engine.evaluate(replace(run.config, precision="fp32"), compared, torch.device("cpu"))
-    run.stages["onnx"] = {run.task.metric: figures[run.task.metric], "size_mb": files["low_bit"].stat().st_size / 1e6}
     run.stages["float"]["size_mb"] = files["float"].stat().st_size / 1e6
     run.keep()
     example = inputs[0][:1]
     image = torch.from_numpy(example)
     cost = costs(files, example)
     return {
-        "agreement": compared.agreement,
-        "openvino": compared.second_opinion,
+        **run.stages["file"],
         "latency_ms": {name: figures["latency_ms"] for name, figures in cost.items()},
         "cost": cost,
         "kernels": dict(kernels(files["low_bit"])),
-        "check": parted,
         "bops": {
             name: bit_operations(quantized, image.to(run.device), low) for name, low in (("float", False), ("low_bit", True))
         },
         "not_quantized": not_quantized(quantized.cpu(), image),
-        "sharpness": _ascent(run, model, quantized.to(run.device)),
+        "sharpness": _ascent(run, model, quantized.to(run.device)) if run.config.epochs else None,
         "input": about,
         "calibration": describe(run.task.calibration),
         "distance": run.stages["distance"],

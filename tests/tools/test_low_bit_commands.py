@@ -15,7 +15,9 @@ import timm
 import torch
 from PIL import Image
 
+from tasks import engine
 from tasks.pictures import MEAN
+from tasks.quant import export, ptq, stages
 from tests.test_structure import imported
 from tests.tools.test_commands import ROOT, inside
 
@@ -58,7 +60,7 @@ def test_calibration_alone(quantized: Path) -> None:
     assert report["kept"] in ("ptq", "ptq_bn")
     assert report["passes_per_step"] == 0
     assert report["calibration"]["method"] == "minmax"
-    assert set(report["cost"]["low_bit"]) == {"latency_ms", "latency_ms_batch_8", "load_seconds", "resident_mb"}
+    assert set(report["cost"]["low_bit"]) == {"latency_ms", "latency_ms_batch_8", "load_seconds", "resident_mb", "needed_mb"}
     assert not (quantized / "qat").exists() and not (quantized / "float").exists()
     text = (quantized / "report.md").read_text()
     assert "training: none (epochs=0)" in text and "times" in text
@@ -114,20 +116,42 @@ def test_going_on(
 ) -> None:
     """What is done is kept; another config is refused; training goes without labels.
 
-    Kills: a second training, figures of another run, a stage that asks for labels of pictures that have none.
+    Kills: a second training, stages kept at the end alone, a stage that asks for labels of pictures that have none.
     """
     words = [CONFIG, "--sample", "--checkpoint", str(world / "float.pth"), *SETTINGS, "task.classes=2", "epochs=1"]
     words += [f"task.root={world / 'data'}", f"task.unlabelled={world / 'data/train/pear'}", "task.distill=1"]
     words += ["task.calibration.rounding=learned", "task.asymmetric=True", "--out", str(tmp_path / "run")]
-    assert inside("quantize", *words, cwd=tmp_path, monkeypatch=monkeypatch) == 0
-    assert "epoch   1" in capsys.readouterr().out
-    stages = json.loads((tmp_path / "run/stages.json").read_text())
+
+    def go_on(*without: tuple[Any, str], killed_by: str | None = None) -> int:
+        """The command, which fails if it calls one of these again; killed where it calls `killed_by`."""
+
+        def killed(*_: Any, **__: Any) -> None:
+            raise KeyboardInterrupt
+
+        with pytest.MonkeyPatch.context() as patch:
+            for owner, name in without:
+                patch.setattr(owner, name, None)
+            if killed_by is not None:
+                patch.setattr(ptq if killed_by == "corrected" else stages, killed_by, killed)
+            return inside("quantize", *words, "--resume", cwd=tmp_path, monkeypatch=monkeypatch)
+
+    assert go_on(killed_by="corrected") == 130
+    calibrated, trained = (ptq, "prepared"), (engine, "train")
+    assert go_on(calibrated, killed_by="reestimate_batch_norm") == 130
+    said = capsys.readouterr().out
+    assert "epoch   1" in said and "training: 1 epochs of 12 items, 8 at a time (epochs=1): about" in said
+    done = calibrated, (ptq, "corrected"), trained
+    assert go_on(*done, killed_by="check") == 130
+    assert go_on(*done, (stages, "reestimate_batch_norm")) == 0
+    kept = json.loads((tmp_path / "run/stages.json").read_text())
     report = json.loads((tmp_path / "run/report.json").read_text())
     assert set(report["stages"]) == {"float", "ptq", "ptq_bn", "qat", "onnx"} and "reestimated" in report
     (tmp_path / "run/report.json").unlink()
-    assert inside("quantize", *words, "--resume", cwd=tmp_path, monkeypatch=monkeypatch) == 0
-    assert "epoch   1" not in capsys.readouterr().out
-    assert json.loads((tmp_path / "run/stages.json").read_text()) == stages
+    capsys.readouterr()
+    assert go_on(*done, (stages, "reestimate_batch_norm"), (export, "export"), (engine, "evaluate")) == 0
+    said = capsys.readouterr().out
+    assert "epoch   1" not in said and said.count(": done") == 2
+    assert json.loads((tmp_path / "run/stages.json").read_text()) == kept
     assert inside("quantize", *words, "--resume", "seed=7", cwd=tmp_path, monkeypatch=monkeypatch) == 2
     assert "of another config" in capsys.readouterr().err
 
@@ -136,6 +160,8 @@ def test_the_example_of_deployment(quantized: Path, world: Path, tmp_path: Path,
     """Thirty lines that need three packages answer as predict.py does. Kills: a resize or channel order of its own."""
     example = ROOT / "examples/deploy_classifier.py"
     assert {name.split(".")[0] for name in imported(example)} - sys.stdlib_module_names == {"numpy", "onnxruntime", "PIL"}
+    docs = (ROOT / "docs/deploy.md").read_text().partition("<!-- classifier -->")[2].partition("<!-- /classifier -->")[0]
+    assert example.read_text().endswith(docs.partition("```python")[2].partition("```")[0]), "the same lines in the docs"
     pictures = [str(world / f"data/val/pear/{i}.png") for i in range(6)]
     command = [sys.executable, str(example), str(quantized / "model.onnx"), *pictures]
     lines = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path).stdout.splitlines()

@@ -14,14 +14,24 @@ from tasks.classification.preprocessing import Preprocessing, of_model
 from tasks.pictures import MEAN
 
 
-@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "tf_efficientnet_lite0", "resnet18", "mobilevit_xs"])
-def test_as_timm_evaluates(name: str) -> None:
-    """Pixel for pixel timm's own transform. Kills: another mean, the crop of another network, bilinear for bicubic."""
+@pytest.mark.parametrize(
+    ("name", "larger"),
+    [
+        ("vit_tiny_patch16_224", False),
+        ("tf_efficientnet_lite0", False),
+        ("resnet18", False),
+        ("mobilevit_xs", False),
+        ("resnet50", True),  # evaluated at 288, where its crop is another
+        ("convnext_tiny.fb_in22k_ft_in1k_384", False),  # stretched
+    ],
+)
+def test_as_timm_evaluates(name: str, larger: bool) -> None:
+    """Pixel for pixel timm's own transform. Kills: another mean, the crop of another network or size, bilinear for bicubic."""
     cfg = timm.get_pretrained_cfg(name)
     assert cfg is not None
-    size = cfg.input_size[1:]
+    size = (cfg.test_input_size if larger else cfg.input_size)[1:]  # type: ignore[index]
     mine = of_model(cfg.to_dict(), size, 3)
-    config = timm.data.resolve_data_config({}, pretrained_cfg=cfg.to_dict())
+    config = timm.data.resolve_data_config({}, pretrained_cfg=cfg.to_dict(), use_test_size=larger)
     theirs: Any = timm.data.create_transform(**config)
     pixels = np.random.default_rng(0).integers(0, 255, (300, 400, 3), dtype=np.uint8)
     picture = Image.fromarray(pixels).resize((350, 330), Image.Resampling.BICUBIC)

@@ -17,6 +17,7 @@ from tasks.quant.calibrate import calibrate
 from tasks.quant.canonicalise import canonicalise
 from tasks.quant.prepare import QuantLayer, prepare
 from tasks.quant.runtime import INPUT, kernels, session
+from tasks.quant.targets import TARGETS
 from tests.tasks.quant.test_prepare import FAMILIES, family
 
 
@@ -104,13 +105,61 @@ def test_the_file_holds_the_codes_packed(bits: int, tmp_path: Path) -> None:
         np.testing.assert_array_equal(onnx.numpy_helper.to_array(tensor).astype(np.int8), codes)
 
 
-def test_integer_kernels(tmp_path: Path) -> None:
-    """Every convolution and the addition run on integers. Kills: edges left float, ReLU6 kept in front of the codes."""
-    _, _, path = exported(tmp_path, 4)
+@pytest.mark.parametrize("bits", [4, 8])
+def test_integer_kernels(bits: int, tmp_path: Path) -> None:
+    """All of it runs on integers.
+
+    Kills: edges left float, ReLU6 kept in front of the codes, a classifier that its bias or zero points leave in float,
+    pooling between codes of two kinds.
+    """
+    _, _, path = exported(tmp_path, bits)
     counts = kernels(path)
     assert counts["QLinearConv"] == 4
-    assert counts["QLinearAdd"] == 1
-    assert not any(counts[k] for k in ("Conv", "FusedConv", "BatchNormalization"))
+    assert counts["QLinearAdd"] == counts["QLinearGlobalAveragePool"] == counts["QGemm"] == 1
+    assert not any(counts[k] for k in ("Conv", "FusedConv", "BatchNormalization", "Gemm", "ReduceMean", "MaxPool"))
+    assert bits == 4 or counts["QuantizeLinear"] == 1, "of the image"
+
+
+@pytest.mark.parametrize("target", list(TARGETS))
+def test_targets(target: str, tmp_path: Path) -> None:
+    """Answers as the network does, in codes that the run time takes. Kills: a sign, a zero point, an edge of another target."""
+    torch.manual_seed(0)
+    images = torch.randn(32, 3, 16, 16)
+    model = prepare(Residual().eval(), weight_bits=4, act_bits=4)
+    TARGETS[target].prepare(model)
+    calibrate(model, [images])
+    path = tmp_path / "model.onnx"
+    export.export(model, path, [images.numpy()], target=target)
+    with torch.no_grad():
+        fake = model(images).numpy()
+    assert np.abs(outputs(path, images) - fake).mean() < 0.1 * np.abs(fake).mean()
+    graph = onnx.load(path).graph
+    held = {tensor.name: tensor for tensor in graph.initializer}
+    for node in graph.node:
+        if node.op_type == "Constant":
+            held[node.output[0]] = node.attribute[0].t
+    after = {name: node.op_type for node in graph.node for name in node.input}
+    kinds = {tensor.data_type for tensor in held.values()}
+    assert (onnx.TensorProto.INT4 in kinds) == (target in ("ort", "ort-avx2"))
+    codes = [
+        onnx.numpy_helper.to_array(t).astype(int) for t in held.values() if t.data_type == onnx.TensorProto.INT8 and t.dims
+    ]
+    assert max(int(np.abs(c).max()) for c in codes) == {"ort-avx2": 64}.get(target, 128)
+    shifts = [int(onnx.numpy_helper.to_array(t)) for name, t in held.items() if name.endswith(".shift")]
+    assert set(shifts) == {"ort": {4}, "ort-avx2": {3}}.get(target, set())
+    for node in graph.node:
+        if node.op_type == "QuantizeLinear":
+            zero = onnx.numpy_helper.to_array(held[node.input[2]])
+            assert zero.dtype == (np.int8 if target == "tensorrt" else np.uint8)
+            assert target != "tensorrt" or zero == 0
+            assert target.startswith("ort") or after[node.output[0]] == "DequantizeLinear"
+
+
+def test_tensorrt_takes_no_offset() -> None:
+    """Kills: zero points that the run time refuses."""
+    model = prepare(Residual().eval(), weight_bits=8, act_bits=8, asymmetric=True)
+    with pytest.raises(ValueError, match="zero point 0"):
+        TARGETS["tensorrt"].prepare(model)
 
 
 def test_a_sum_that_goes_on_in_float_keeps_its_digits(tmp_path: Path) -> None:

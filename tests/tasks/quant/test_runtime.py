@@ -13,6 +13,9 @@ import torch
 from torch import nn
 
 from tasks.quant import export, report, runtime
+from tasks.quant.calibrate import calibrate
+from tasks.quant.footprint import resident
+from tasks.quant.prepare import prepare
 
 CPU = torch.device("cpu")
 
@@ -73,9 +76,28 @@ def test_costs(tmp_path: Path) -> None:
         export.export(model.eval(), files[name], [image])
     cost = runtime.costs(files, image, rounds=20)
     for figures in cost.values():
-        assert set(figures) == {"latency_ms", "latency_ms_batch_8", "load_seconds", "resident_mb"}
+        assert set(figures) == {"latency_ms", "latency_ms_batch_8", "load_seconds", "resident_mb", "needed_mb"}
         assert figures["latency_ms_batch_8"] > figures["latency_ms"] > 0
     assert cost["low_bit"]["resident_mb"] > cost["float"]["resident_mb"] + 4, "8 MB of weights"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_few_bits_need_no_more_memory(tmp_path: Path) -> None:
+    """Unpacked weights of 4 bits beside those of 8, 8 MB of codes. Kills: unpacking whose steps stay in memory."""
+    held = {}
+    for bits in (8, 4):
+        torch.manual_seed(0)
+        wide = nn.Conv2d(960, 960, 3, bias=False)
+        model = prepare(nn.Sequential(nn.Conv2d(3, 960, 1), wide, nn.Conv2d(960, 2, 1)), weight_bits=bits, act_bits=8)
+        image = torch.randn(1, 3, 4, 4)
+        calibrate(model, [image], method="minmax")
+        path = tmp_path / f"{bits}.onnx"
+        export.export(model, path, [image.numpy()])
+        before = resident()
+        run = runtime.session(path)
+        run.run(None, {runtime.INPUT: image.numpy()})
+        held[bits] = resident() - before
+    assert held[4] < held[8] + 6, held
 
 
 @pytest.mark.parametrize(
