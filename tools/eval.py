@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import ExitStack
 from dataclasses import replace
 
 import cli
@@ -47,9 +48,11 @@ def main() -> None:
         model = state.build_model(config.task)
         checkpoint.load_weights(model, arguments.checkpoint)
     model.to(device).to(memory_format=state.memory_format(config))
-    if arguments.out is not None:
-        folder.mark(arguments.out, "eval", {"config": path, "checkpoint": str(arguments.checkpoint)})
-    metrics = engine.evaluate(config, model, device, arguments.out)
+    with ExitStack() as until_the_end:
+        if arguments.out is not None and distributed.rank() == 0:
+            until_the_end.enter_context(folder.held(arguments.out))
+            folder.mark(arguments.out, "eval", {"config": path, "checkpoint": str(arguments.checkpoint)})
+        metrics = engine.evaluate(config, model, device, arguments.out)
     if distributed.rank() == 0:
         cli.print_table(metrics)
         print(json.dumps(metrics))

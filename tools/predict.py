@@ -69,7 +69,7 @@ def main() -> None:
         networks.append(network.to(device).eval())
     targets = dict(zip(found, inputs.targets(found, out), strict=True))
     threshold = task.score_threshold if arguments.threshold is None else arguments.threshold
-    with folder.required(out):
+    with folder.required(out), folder.held(out):
         folder.mark(out, "predict", {"config": path, "checkpoints": [str(file) for file in checkpoints]})
         drawing = answers.Drawing(out, task, [str(file) for file in checkpoints], threshold, device)
         for video in filter(inputs.is_video, found):
@@ -93,7 +93,7 @@ def classify(config: Config, task: Classification, path: str, words: list[str], 
         inputs=cli.inputs(path, config, *files, arguments.checkpoint),
     )
     task, model = classifiers.load(task, arguments.checkpoint)
-    with folder.required(out):
+    with folder.required(out), folder.held(out):
         folder.mark(out, "predict", {"config": path, "checkpoints": [str(arguments.checkpoint)]})
         classes.write(task, model, files, out)
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -52,8 +53,8 @@ class Preprocessing:
             raise ValueError(f"interpolation must be one of {', '.join(INTERPOLATIONS)}, got {self.interpolation!r}")
         if len(self.mean) not in MODES or len(self.mean) != len(self.std):
             raise ValueError(f"mean and std must have 1, 3 or 4 values, as many as channels, got {self.mean} and {self.std}")
-        if min(self.std) <= 0:
-            raise ValueError(f"std must be > 0, got {self.std}")
+        if min(self.std) <= 0 or not all(map(math.isfinite, (*self.mean, *self.std))):
+            raise ValueError(f"mean and std must be finite, and std > 0, got {self.mean} and {self.std}")
 
     @property
     def channels(self) -> int:

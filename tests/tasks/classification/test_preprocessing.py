@@ -81,7 +81,8 @@ def test_sixteen_bits_are_scaled() -> None:
         ({"crop": 0.0}, "crop must lie"),
         ({"interpolation": "cubic"}, "interpolation must be one of nearest"),
         ({"mean": (0.5,)}, "as many as channels"),
-        ({"std": (0.0, 1.0, 1.0)}, "std must be > 0"),
+        ({"std": (0.0, 1.0, 1.0)}, "std > 0"),
+        ({"mean": (0.0, float("inf"), 1.0)}, "mean and std must be finite"),
         ({"size": (0, 3)}, "side must be >= 1"),
     ],
 )

@@ -16,6 +16,7 @@ from PIL import Image
 from torch import nn
 
 from tasks.checkpoint import PACKAGED, located
+from tasks.classification import deployed
 from tasks.classification.data import DIGITS, images
 from tasks.classification.task import Classification, scores
 from tasks.errors import UserError
@@ -251,3 +252,15 @@ def test_evaluation() -> None:
     expected = (whole.argmax(1) == torch.tensor([int(data[i]["label"]) for i in range(40)])).float().mean()
     assert figures["top1"] == pytest.approx(float(expected))
     assert np.isfinite(figures["loss"])
+
+
+@pytest.mark.parametrize(
+    "about",
+    [{"mean": 5}, {"mean": ["a", "b", "c"]}, {"mean": [1]}, {"std": [1, 1, float("nan")]}, {"crop": "x"}, {"interpolation": 5},
+     {"interpolation": "no such"}, {"classes": 7}],
+)  # fmt: skip
+def test_what_a_checkpoint_says_of_pictures_may_be_anything(about: dict[str, Any], tmp_path: Path) -> None:
+    """Kills: a traceback out of a file of somebody else's."""
+    torch.save({"model": {"a": torch.ones(1)}, "about": about}, tmp_path / "bad.pt")
+    with pytest.raises(UserError, match=r"bad\.pt: not the checkpoint of a run of this version"):
+        deployed.load(Classification(**TINY), tmp_path / "bad.pt")
