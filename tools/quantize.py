@@ -48,7 +48,7 @@ def main() -> None:
     device = cli.device(arguments.device)
     print(f"into {out}", flush=True)
     with folder.held(out), cache.beside(out):
-        folder.sweep(out)
+        folder.clear(out, "quantize")
         folder.mark(out, "quantize", {"config": path})
         run = Run(
             config,

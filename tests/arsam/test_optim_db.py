@@ -322,6 +322,7 @@ SCHEDULERS: dict[str, Callable[[Optimizer], Any]] = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:The epoch parameter in:UserWarning")  # torch 2.6 at its own SequentialLR
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
 def test_every_scheduler_moves_it_as_it_moves_the_base(scheduler: str) -> None:
     """lr, momentum and betas, over two groups. Kills: groups or defaults that are not the base's own; step wrapped wrongly."""
@@ -431,6 +432,10 @@ def test_groups_keep_their_own_settings(name: str) -> None:
 def test_a_group_that_joins_later(name: str) -> None:
     """Kills: kept vectors that are told apart by place; a group without rho."""
     params = parameters(name)
+    alone = torch.optim.Adagrad(params[:1])
+    alone.add_param_group({"params": params[1:]})
+    if name == "Adagrad" and len(alone.state) < len(params):
+        pytest.skip(f"the Adagrad of torch {torch.__version__} takes no group later")
     optimizer = make(name, params[:1])
     optimizer.step(closure_of(optimizer, params))
     optimizer.add_param_group({"params": params[1:]})
