@@ -167,3 +167,15 @@ def test_a_lost_run_is_no_end(tmp_path: Path) -> None:
     trials = tune.tune(plan(("1e30", "0.01")), tmp_path, CPU)
     assert {t.value for t in trials} == {"1e30", "0.01"}
     assert tune.best(trials).value == "0.01"
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["[]", "{}", '{"trials": [5], "plan": {}}', "[" * 100_000,
+     '{"trials": [{"value": 1, "epochs": "x", "score": "y", "loss": 0, "passes": 0}], "plan": {}}'],
+)  # fmt: skip
+def test_a_record_of_anybodys(content: str, tmp_path: Path) -> None:
+    """Kills: a traceback out of a file that was changed by hand."""
+    (tmp_path / tune.RECORD).write_text(content)
+    with pytest.raises(UserError, match="not written by this tool"):
+        tune.tune(plan(), tmp_path, CPU)

@@ -75,6 +75,7 @@ def test_a_full_disk_under_stdout_is_no_success(cli: Any, monkeypatch: pytest.Mo
     ("error", "code", "words"),
     [
         (PermissionError(13, "Permission denied", "data/secret"), 2, "error: data/secret: Permission denied"),
+        (OSError(28, "No space left on device"), 2, "error: No space left on device; make room"),
         (MemoryError(), 2, "error: out of memory; lower batch_size"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 2, "error: out of memory"),
         (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."), 2, "error: num_workers: a loader process"),

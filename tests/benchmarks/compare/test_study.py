@@ -145,3 +145,13 @@ def test_a_search_reads_each_candidate_on_every_tuning_seed(tmp_path: Path) -> N
         settings = study._tuned(suite, suite.row("sam"), book, found)
     assert settings["rho"] != 0.2
     assert {seed for _, seed in asked} == {1000, 1001} and len(asked) == len(set(asked))
+
+
+@pytest.mark.parametrize("content", [b"text\n", b"5\n", b"{}\n", b"\xff\xfe\n", b"[" * 100_000 + b"\n"])
+def test_records_of_anybodys(content: bytes, tmp_path: Path) -> None:
+    """Kills: a traceback out of a file of somebody else's; but a line that was cut off is none."""
+    (tmp_path / "quick.jsonl").write_bytes(content)
+    with pytest.raises(UserError, match=r"quick\.jsonl: not the records of a study"):
+        records.read(tmp_path / "quick.jsonl")
+    (tmp_path / "quick.jsonl").write_bytes(content[:-1])
+    assert records.read(tmp_path / "quick.jsonl") == []
