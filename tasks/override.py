@@ -121,21 +121,16 @@ def _value(text: str, hint: Any, assignment: str) -> Any:
             typeguard.check_type(value, expected)
         except typeguard.TypeCheckError:
             continue
-        return _as_float(value, assignment) if _is_whole(value) and not _takes(expected, int) else value
+        return _number(value, expected, assignment)
     name = expected.__name__ if isinstance(expected, type) else str(expected).replace("typing.", "")
     raise UserError(f"{assignment}: expected {name}, got {text}")
 
 
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _takes(expected: Any, kind: type) -> bool:
-    return expected is Any or kind in (expected, *typing.get_args(expected))
-
-
-def _as_float(value: int, assignment: str) -> float:
-    """A whole number where any number will do: Python's have no largest, and torch's do."""
+def _number(value: Any, expected: Any, assignment: str) -> Any:
+    """A float where any number will do, since Python's whole ones have no largest and torch's do; all else as it is."""
+    kinds = (expected, *typing.get_args(expected))
+    if not isinstance(value, int) or isinstance(value, bool) or float not in kinds or int in kinds:
+        return value
     try:
         return float(value)
     except OverflowError:

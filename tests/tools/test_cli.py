@@ -125,6 +125,11 @@ def test_numbers_are_finite() -> None:
     """Kills: 1e400, which Python reads as inf, in a config."""
     with pytest.raises(override.UserError, match=r"optimizer\.lr=1e400: must be finite"):
         override.override(toy.config, ["optimizer.lr=1e400"])
+    with pytest.raises(override.UserError, match="must be finite"):
+        override.override(toy.config, ["optimizer.eps=1" + 400 * "0"])
+    whole = override.override(toy.config, ["optimizer.eps=100000000000000000000", "epochs=3", "ema=None"])
+    assert isinstance(override.read(whole, "optimizer.eps"), float), "torch has no room for it"
+    assert isinstance(whole.epochs, int)
 
 
 def test_benchmarks_write_over_nothing(
