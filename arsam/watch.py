@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from arsam.functional import global_norm
 
-# Beyond these a radius is told to be far off, once it was so on _IN_A_ROW ascents one after another; docs/rho.md has what was
-# measured with a radius that is right, far too small and far too large.
-_RATIO, _RISE, _IN_A_ROW = (1e-3, 3.0), (1e-4, 3.0), 20  # of ||PSF|| / ||g||, of (L(w + e) - L(w)) / L(w)
+# Beyond these a radius is told to be far off, once it was so on _IN_A_ROW ascents one after another. The lower ends lie between
+# what a thousandth and a tenth of the right rho showed; a rho that is too large shows in no such figure until it is absurd
+# (docs/rho.md).
+_RATIO, _RISE, _IN_A_ROW = (0.03, 30.0), (1e-3, 3.0), 20  # of ||PSF|| / ||g||, of (L(w + e) - L(w)) / L(w)
 NO_ASCENT = (
     "an ascent is due on this step, and step() was called without a closure: pass a closure that zeroes the gradients,"
     " runs forward and backward and returns the loss, or run the second pass yourself inside `with optimizer.perturb():`"

@@ -104,6 +104,8 @@ MUTANTS = [
     ("other settings accepted", "arsam/saving.py", "if saved != (rules if named else",
      "if False and saved != (rules if named else",
      "tests/arsam/test_loops.py::test_other_settings_of_the_rules_are_refused"),
+    ("a radius judged by the PSF alone", "arsam/watch.py", "[(ratio, *_RATIO), (rise, *_RISE)]", "[(ratio, *_RATIO)]",
+     "tests/arsam/test_loops.py::test_one_sign_alone_does_not_tell_of_a_radius"),
     ("warm-up of rho lost", "arsam/schedule.py", "self._steps / self.rho_warmup", "1.0",
      "tests/arsam/test_loops.py::test_rho_rises"),
     ("a base's own rho taken", "arsam/schedule.py", "if old in group and old not in theirs:", "if old in group:",

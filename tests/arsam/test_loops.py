@@ -278,6 +278,14 @@ def test_a_radius_far_off_is_told(rho: float) -> None:
     assert len(told) == 1
 
 
+def test_one_sign_alone_does_not_tell_of_a_radius() -> None:
+    """A loss that is nearly linear: a PSF of next to nothing, and a rise as it should be. Kills: a verdict by the PSF alone."""
+    weight = nn.Parameter(torch.ones(3, dtype=torch.float64))
+    optimizer = ARSAM(SGD([weight], lr=0.0), rho=0.1, sampling=sampling.Always(), reuse=reuse.Decayed())
+    steps(30, optimizer, closure_of(optimizer, nn.Module(), lambda _: weight.sum() + 1e-6 * weight.square().sum()))
+    assert optimizer.stats["psf_ratio"] < 1e-3 < optimizer.stats["rise"] / 3
+
+
 def test_rho_rises() -> None:
     """Linearly from 0, also where a scheduler moves a group's own. Kills: a step counted from the wrong end, a lost warm-up."""
     weight = nn.Parameter(torch.tensor([3.0, 4.0], dtype=torch.float64))
