@@ -58,11 +58,15 @@ bench: setup  ## cost of a step
 docs: setup  ## the API, from the docstrings: build/api/index.html
 	$(BIN)/python -W error -m pdoc --docformat google --output-directory build/api arsam arsam.functional
 
-demo: setup  ## train a small pose network on drawn people, and evaluate its checkpoint
-	@echo "Training a small pose network with ARSAM on drawn people, into runs/demo: a few minutes."
-	$(BIN)/python tools/train.py configs/pose/hrnet_arsam.py --sample --out runs/demo --overwrite
-	@echo "Evaluating its best checkpoint."
-	$(BIN)/python tools/eval.py configs/pose/hrnet_arsam.py --sample --checkpoint runs/demo/best.pt
+PHOTOS := $(or $(ARSAM_DATA),data)/lspet
+
+demo: setup  ## train a pose network on photographs, or on drawn people where data/lspet is missing, and evaluate it
+	@if [ -d "$(PHOTOS)/train2017" ]; then data="task.root=$(PHOTOS) epochs=4 eval_every=4"; else data=--sample; fi; \
+	echo "Training EfficientNet-Lite0 with ARSAM into runs/demo ($$data): some ten minutes on photographs, fewer on drawn people."; \
+	$(BIN)/python tools/train.py configs/pose/lite0_arsam.py $$data --out runs/demo --overwrite && \
+	echo "Evaluating its best checkpoint." && \
+	$(BIN)/python tools/eval.py configs/pose/lite0_arsam.py $$data --checkpoint runs/demo/best.pt --out runs/demo-eval --overwrite && \
+	echo "Poses, typical, best and worst: runs/demo-eval/predictions.png"
 
 clean:  ## remove the virtual environment and caches
 	rm -rf $(VENV) $(MMPOSE) build *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -182,7 +182,7 @@ def _parsed(
     given = _numbers(areas, (), named, optional=True)
     areas = np.where(np.isnan(given), AREA * boxes[:, 2] * boxes[:, 3], given)
     for i in np.flatnonzero((boxes[:, 2:] < 0).any(axis=1) | (areas < 0)):
-        raise UserError(f"{named(i)} has a negative size, bbox {boxes[i].tolist()}, area {areas[i]}; bbox is (x, y, w, h)")
+        raise UserError(f"{named(int(i))} has a negative size, bbox {boxes[i].tolist()}, area {areas[i]}; bbox is (x, y, w, h)")
     return Annotations(
         source, ids, files, sizes, np.array(places, dtype=np.int64), boxes, areas, np.array(crowds, dtype=bool), joints_of,
         chosen.boxes, complete="annotations" in content,
@@ -240,7 +240,7 @@ def _numbers(rows: Iterable[Any], shape: tuple[int, ...], named: Callable[[int],
         raise
     wrong = np.isinf(found) if optional else ~np.isfinite(found)
     for i in np.flatnonzero(wrong.any(axis=tuple(range(1, wrong.ndim)))):
-        raise UserError(f"{named(i)} has NaN or inf in its bbox, keypoints or area")
+        raise UserError(f"{named(int(i))} has NaN or inf in its bbox, keypoints or area")
     return found
 
 

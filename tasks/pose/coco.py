@@ -172,10 +172,10 @@ def _limbs(skeleton: Any, names: tuple[str, ...]) -> tuple[tuple[int, int], ...]
     """The pairs of a skeleton, of numbers or of names; what is none is left out, since limbs are but drawn."""
     places = {name: place for place, name in enumerate(names, start=1)}
     listed = [pair for pair in skeleton if isinstance(pair, list) and len(pair) == 2] if isinstance(skeleton, list) else []
-    pairs = [[places.get(end, end) if isinstance(end, str) else end for end in pair] for pair in listed]
-    pairs = [pair for pair in pairs if all(isinstance(end, int) for end in pair)]
-    first = 0 if any(0 in pair for pair in pairs) else 1  # COCO counts from 1; some converters do not
-    limbs = [(a - first, b - first) for a, b in pairs]
+    pairs = [[places.get(end) if isinstance(end, str) else end for end in pair] for pair in listed]
+    numbered = [(a, b) for a, b in pairs if isinstance(a, int) and isinstance(b, int)]
+    first = 0 if any(0 in pair for pair in numbered) else 1  # COCO counts from 1; some converters do not
+    limbs = [(a - first, b - first) for a, b in numbered]
     return tuple(limb for limb in limbs if all(0 <= k < len(names) for k in limb))
 
 

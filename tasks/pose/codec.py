@@ -134,7 +134,8 @@ class UDPHeatmap:
         """Heatmaps of one person; arguments and results as of `Heatmap.encode`."""
         centre = keypoints / self._stride.astype(np.float32)  # in 32 bits, so that ties are rounded as in the reference
         nearest = (centre + 0.5).astype(np.int64).astype(np.float64)
-        return cells.gaussians(centre, nearest, int(3 * self.sigma), self.sigma, self.heatmap_size, labelled)
+        exact = centre.astype(np.float64)
+        return cells.gaussians(exact, nearest, int(3 * self.sigma), self.sigma, self.heatmap_size, labelled)
 
     def loss(self, heatmaps: Tensor, target: Tensor, weight: Tensor) -> Tensor:
         """As of `Heatmap`."""

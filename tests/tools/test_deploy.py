@@ -260,3 +260,70 @@ def test_a_detector(world: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
         arguments = [SMALL, *TINY, "--checkpoint", "best.pt", "0.png", *extra, "--out", str(tmp_path / f"{number}")]
         assert inside("predict", *arguments, cwd=world, monkeypatch=monkeypatch) == 0
         assert len(json.loads((tmp_path / f"{number}/keypoints.json").read_text())) == count
+
+
+def test_odd_inputs(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two pictures of one name, one that is broken, grey, with 16 bits, with transparency; no joint above the threshold.
+
+    Kills: an answer that overwrites another, a broken picture that stops the others, joints drawn below the threshold.
+    """
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "1.png").write_bytes((world / "0.png").read_bytes())
+    picture = cv2.imread(str(world / "0.png"))
+    assert picture is not None
+    cv2.imwrite(str(tmp_path / "b/grey.png"), picture[..., 0])
+    cv2.imwrite(str(tmp_path / "b/deep.png"), picture.astype(np.uint16) * 257)
+    cv2.imwrite(str(tmp_path / "b/clear.png"), np.dstack([picture, np.full((60, 80), 128, np.uint8)]))
+    (tmp_path / "b/torn.jpg").write_bytes(b"\xff\xd8\xff\xe0 no picture")
+    arguments = [
+        SMALL,
+        *TINY,
+        "task.codec.unbiased=False",
+        "--checkpoint",
+        str(world / "best.pt"),
+        "a",
+        "b/*.*",
+        "--threshold",
+        "1e9",
+    ]
+    assert inside("predict", *arguments, "--out", "none", cwd=tmp_path, monkeypatch=monkeypatch) == 2
+    assert "torn.jpg: not a readable picture" in capsys.readouterr().err
+    assert inside("predict", *arguments, "--skip-broken", "--out", "out", cwd=tmp_path, monkeypatch=monkeypatch) == 0
+    assert "1 of 6 inputs are left out" in capsys.readouterr().err
+    found = json.loads((tmp_path / "out/keypoints.json").read_text())
+    assert [pose["file_name"] for pose in found] == ["a/1.png", "b/1.png", "b/clear.png", "b/deep.png", "b/grey.png"]
+    drawn = sorted((tmp_path / "out").glob("*.jpg"))
+    assert len(drawn) == 5
+    plain = cv2.resize(picture, None, fx=8, fy=8, interpolation=cv2.INTER_CUBIC)
+    shown = next(cv2.imread(str(file)) for file in drawn if "clear" in file.name)
+    assert shown is not None and np.abs(shown.astype(int) - plain).mean() < 6
+    by_file = {pose["file_name"]: pose["keypoints"] for pose in found}
+    np.testing.assert_allclose(by_file["b/deep.png"], by_file["a/1.png"], atol=1e-3)
+    np.testing.assert_allclose(by_file["b/clear.png"], by_file["a/1.png"], atol=1e-3)
+
+
+def test_a_video_without_frames(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Kills: an empty answer that looks like one."""
+    cv2.VideoWriter(str(tmp_path / "none.avi"), cv2.VideoWriter.fourcc(*"MJPG"), 5, (80, 60)).release()
+    arguments = [SMALL, *TINY, "--checkpoint", str(world / "best.pt"), "none.avi", "--out", "out"]
+    assert inside("predict", *arguments, cwd=tmp_path, monkeypatch=monkeypatch) == 2
+    assert "none.avi: not a video that OpenCV can decode" in capsys.readouterr().err
+
+
+def test_torchvisions_detector(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One with random weights reads its file and answers with boxes inside the picture. Kills: weights of another network."""
+    from torchvision.models import get_model
+
+    from tasks.pose import detector
+
+    name = "fasterrcnn_mobilenet_v3_large_320_fpn"
+    torch.manual_seed(0)
+    torch.save(get_model(name, weights=None, weights_backbone=None).state_dict(), tmp_path / "detector.pt")
+    find = detector.detector(name, tmp_path / "detector.pt", torch.device("cpu"), 0.0)
+    boxes, scores = find(read_picture(world / "0.png"))
+    assert len(boxes) == len(scores) and ((boxes[:, :2] + boxes[:, 2:]) <= (80, 60)).all()
+    with pytest.raises(UserError, match="does not fit the model"):
+        detector.detector("fasterrcnn_resnet50_fpn", tmp_path / "detector.pt", torch.device("cpu"))
