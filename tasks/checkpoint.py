@@ -185,7 +185,7 @@ def weights(path: Path) -> dict[str, Any]:
     found = next(
         ((key, state[key]) for key in (*_AVERAGED, *_WEIGHTS) if isinstance(state.get(key), dict) and state[key]), None
     )
-    key, found = found or ("", state)
+    key, found = found or _only_tensors(state) or ("", state)
     if key in _AVERAGED[1:]:  # ours is the rule in a run's own folder
         print(f"{path}: takes {key}, the averaged weights", file=sys.stderr, flush=True)
     if not all(isinstance(name, str) for name in found):
@@ -193,6 +193,18 @@ def weights(path: Path) -> dict[str, Any]:
     for wrapper in _WRAPPERS:
         found = {name.replace(wrapper, ""): value for name, value in found.items()}
     return found
+
+
+def _only_tensors(state: dict[str, Any]) -> tuple[str, dict[str, Any]] | None:
+    """The one dict of tensors among other things, whatever its key is: of trainers that nobody has a list of."""
+    if any(isinstance(value, torch.Tensor) and value.dim() for value in state.values()):
+        return None
+    found = [
+        (str(key), value)
+        for key, value in state.items()
+        if isinstance(value, dict) and value and all(isinstance(tensor, torch.Tensor) for tensor in value.values())
+    ]
+    return found[0] if len(found) == 1 else None
 
 
 def fill(model: torch.nn.Module, state: dict[str, Any], path: Path) -> None:

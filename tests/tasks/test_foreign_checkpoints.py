@@ -37,6 +37,7 @@ FILES: dict[str, dict[str, Any]] = {
     "compile": named("_orig_mod."),
     "ddp of compile": {"model": named("module._orig_mod.")},
     "lightning": {"state_dict": {**named("model."), "loss.weight": torch.ones(2)}, "hyper_parameters": {"lr": 1.0}},
+    "a key of its own": {"net": STATE, "optimizer": {"state": {}, "step": torch.ones(())}, "acc": 0.5},
     "another code's names": {f"layer{i}_{name.rpartition('.')[2]}.{name.rpartition('.')[2]}": v for i, (name, v) in
                              enumerate(STATE.items())},
 }  # fmt: skip
