@@ -138,18 +138,21 @@ def _best_weight(w: Tensor, u: Tensor, y: Tensor, weights: Tensor) -> Tensor:
     """w* = argmin over v: E (y - v u)^2 + trust (v - w)^2, with the trust that fits samples it was not made of best."""
     cut = 3 * u.shape[2] // 4
 
-    def made_of(u: Tensor, y: Tensor, trust: float) -> Tensor:
-        h = (u @ u.mT / u.shape[2]).double()
+    def made_of(h: Tensor, right: Tensor, trust: float) -> Tensor:
         hold = trust * h.diagonal(dim1=1, dim2=2).mean(1).clamp_min(1e-12)[:, None, None]
-        right = (y @ u.mT / u.shape[2]).double() + hold * w
-        return torch.linalg.solve(h + hold * torch.eye(len(h[0]), device=h.device), right.mT).mT.to(w.dtype)
+        eye = torch.eye(len(h[0]), device=h.device, dtype=h.dtype)
+        return torch.linalg.solve(h + hold * eye, (right + hold * w).mT).mT.to(w.dtype)
+
+    def moments_of(u: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        return (u @ u.mT / u.shape[2]).double(), (y @ u.mT / u.shape[2]).double()
 
     def error(v: Tensor) -> float:
         return float(((y - v @ u)[..., cut:].square().mean(2) * weights).sum())
 
-    trials = {trust: error(made_of(u[..., :cut], y[..., :cut], trust)) for trust in _TRUST}
+    part = moments_of(u[..., :cut], y[..., :cut])
+    trials = {trust: error(made_of(*part, trust)) for trust in _TRUST}
     best = min(trials, key=trials.__getitem__)
-    return made_of(u, y, best) if trials[best] < error(w) else w
+    return made_of(*moments_of(u, y), best) if trials[best] < error(w) else w
 
 
 def fit_codes(w: Tensor, h: Tensor, s: Tensor, low: int, high: int) -> tuple[Tensor, Tensor]:
