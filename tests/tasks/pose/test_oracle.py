@@ -68,15 +68,15 @@ class Reader(nn.Module):
         return self.codec.encode(points, found)[0]
 
 
-def scene(root: Path, joints: Joints, *, text_ids: bool, exif: bool, named: bool) -> None:
-    """Six pictures of three people, two of them at borders, in COCO's layout."""
+def scene(root: Path, joints: Joints, *, text_ids: bool, exif: bool, named: bool, bare: bool) -> None:
+    """Pictures of three people, two of them at borders, in COCO's layout; bare: motion photos without their sizes."""
     rng = np.random.default_rng(len(joints))
     (root / "val2017").mkdir(parents=True)
     (root / "annotations").mkdir()
     content: dict[str, Any] = {"images": [], "annotations": [], "categories": [{"id": 5, "name": "it"}]}
     if named:
         content["categories"][0]["keypoints"] = list(joints.names)
-    for number in range(6):
+    for number in range(3):
         picture = np.zeros((SIZE + 30, 3 * SPACE, 3), np.uint8)
         height, width = picture.shape[:2]
         name = f"p{number}.jpg"
@@ -96,12 +96,16 @@ def scene(root: Path, joints: Joints, *, text_ids: bool, exif: bool, named: bool
             content["annotations"].append(
                 {"id": len(content["annotations"]), "image_id": image_id, "category_id": 5, "bbox": box, "keypoints": triples}
             )
-        content["images"].append({"id": image_id, "file_name": name, "width": width, "height": height})
+        sizes = {"width": None} if bare else {"width": width, "height": height}
+        content["images"].append({"id": image_id, "file_name": name, **sizes})
         options: dict[str, Any] = {"quality": 100, "subsampling": 0}
         if exif:
             options["exif"] = Image.Exif()
             options["exif"][0x0112] = 6  # turned when shown, annotated as it lies
         Image.fromarray(picture).save(root / "val2017" / name, **options)
+        if bare:
+            with (root / "val2017" / name).open("ab") as file:
+                file.write(b"ftypmp42" * 500)
     (root / "annotations/person_keypoints_val2017.json").write_text(json.dumps(content))
 
 
@@ -115,12 +119,24 @@ def scene(root: Path, joints: Joints, *, text_ids: bool, exif: bool, named: bool
         (joint_sets.MPII, HEATMAP, {"detected": True}),
         (joint_sets.HAND, SimCC((96, 128), sigma=3.0), {}),
         (COCO, UDPHeatmap((96, 128), (24, 32), sigma=1.5), {"detected": True}),
+        (joint_sets.AP10K, HEATMAP, {"bare": True}),
+        (joint_sets.CROWDPOSE, SimCC((96, 128), sigma=3.0), {"text_ids": True, "detected": True}),
     ],
-    ids=["fish", "fish-detected", "coco-unnamed", "coco-exif", "mpii-detected", "hand-simcc", "coco-udp"],
+    ids=[
+        "fish",
+        "fish-detected",
+        "coco-unnamed",
+        "coco-exif",
+        "mpii-detected",
+        "hand-simcc",
+        "coco-udp",
+        "ap10k-bare",
+        "crowdpose",
+    ],
 )
 def test_full_marks(joints: Joints, codec: Codec, options: dict[str, bool], tmp_path: Path) -> None:
     """AP is exactly 1. Kills: another set's pairs or sigmas, ids taken for places, boxes of another picture."""
-    settings = {"text_ids": False, "exif": False, "named": True, **options}
+    settings = {"text_ids": False, "exif": False, "named": True, "bare": False, **options}
     detected = settings.pop("detected", False)
     scene(tmp_path, joints, **settings)
     task = PoseTask(root=str(tmp_path), codec=codec, score_threshold=0.0)
