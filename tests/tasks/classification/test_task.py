@@ -264,3 +264,41 @@ def test_what_a_checkpoint_says_of_pictures_may_be_anything(about: dict[str, Any
     torch.save({"model": {"a": torch.ones(1)}, "about": about}, tmp_path / "bad.pt")
     with pytest.raises(UserError, match=r"bad\.pt: not the checkpoint of a run of this version"):
         deployed.load(Classification(**TINY), tmp_path / "bad.pt")
+
+
+class Own:
+    """A user's data set whose items are all the same."""
+
+    def __init__(self, item: Any) -> None:
+        self.item = item
+
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, index: int) -> Any:
+        """The item."""
+        return self.item
+
+
+@pytest.mark.parametrize(
+    ("item", "message"),
+    [
+        ((torch.zeros(3, 9, 9), 0), "got tuple"),
+        ({"image": np.zeros((9, 9, 3), np.uint8), "label": 0}, "got dict"),
+        ((np.zeros((9, 9, 3), np.uint8), "cat"), "'cat'"),
+        ((np.zeros((9, 9, 3), np.uint8), 10), "task.classes: 10, but a picture has the label 10"),
+    ],
+)
+def test_items_of_ones_own_data_set(item: Any, message: str) -> None:
+    """What is no picture with a label is told in a line. Kills: a traceback out of a loader's process."""
+    task = Classification(**{**TINY, "root": lambda split: Own(item)})
+    with pytest.raises(UserError, match=message):
+        task.dataset("train")[0]
+
+
+def test_validation_wants_labels(tmp_path: Path) -> None:
+    """Of pictures without classes nothing is measured. Kills: labels of -1 in the metrics."""
+    (tmp_path / "val").mkdir()
+    Image.new("RGB", (9, 9)).save(tmp_path / "val/a.png")
+    with pytest.raises(UserError, match="val: its pictures have no labels"):
+        Classification(**{**TINY, "root": str(tmp_path)}).dataset("val")
