@@ -127,6 +127,7 @@ def _insert_pair(graph: Any, value: Any, pair: Sequence[Any], users: Iterable[An
     quantize = ir.Node("", "QuantizeLinear", [value, *pair], name=f"{name}.quantize")
     dequantize = ir.Node("", "DequantizeLinear", [quantize.outputs[0], *pair], name=f"{name}.dequantize")
     quantize.outputs[0].name, dequantize.outputs[0].name = f"{name}.codes", f"{name}.values"
+    dequantize.outputs[0].shape, dequantize.outputs[0].type = value.shape, value.type
     graph.insert_after(value.producer(), [quantize, dequantize])
     for user, place in list(users):
         user.replace_input_with(place, dequantize.outputs[0])

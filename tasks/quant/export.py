@@ -159,8 +159,8 @@ def export(
         hold_biases(graph, bits, aim.edge)
         if aim.codes_clipped:
             clip_codes(graph)
-        pool_globally(graph)
         quantize_edges(onnx_model, batches, signed=aim.signed)
+        pool_globally(graph)
         pack(graph, bits, aim.edge, packed=aim.packed)
         if aim.whole_biases:
             quantize_gemms(graph)

@@ -133,13 +133,16 @@ def clip_codes(graph: ir.Graph) -> None:
 
 
 def pool_globally(graph: ir.Graph) -> None:
-    """A mean over height and width as the pooling that it is, which ONNX Runtime can compute on integers."""
+    """A mean of quantized values over height and width as the pooling that it is, which ONNX Runtime computes on integers."""
     for node in [node for node in graph if node.op_type == "ReduceMean"]:
         value, axes = node.inputs[0], numbers(node.inputs[1]) if len(node.inputs) > 1 else None
         if value is None or value.shape is None or axes is None or len(value.shape) != 4:
             continue
         if sorted(int(axis) % 4 for axis in axes) != [2, 3] or node.outputs[0].is_graph_output():
             continue
+        source = value.producer()
+        if source is None or source.op_type != "DequantizeLinear":
+            continue  # of floats, a mean suits the layout of the integer kernels better
         pool = ir.Node("", "GlobalAveragePool", [value], name=f"{node.name}.pool")
         pool.outputs[0].name, pool.outputs[0].type = f"{node.name}.pooled", value.type
         new = [pool]
