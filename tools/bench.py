@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -73,7 +74,7 @@ def compare(arguments: argparse.Namespace) -> None:
 
 
 def write_readme(arguments: argparse.Namespace) -> None:
-    """Put the results of the recorded comparisons into README.md, docs/results.md and docs/rho.md, and draw their figures."""
+    """Put the recorded results into README.md, docs/results.md, docs/rho.md and docs/quant.md, and draw their figures."""
     for path in sorted(records.FOLDER.glob("*.jsonl")):
         figures.draw(path.stem, records.FOLDER)
     front.draw(list(front.SUITES), records.FOLDER)
@@ -82,6 +83,8 @@ def write_readme(arguments: argparse.Namespace) -> None:
     (ROOT / "docs/results.md").write_text(readme.results(records.FOLDER))
     page = ROOT / "docs/rho.md"
     page.write_text(readme.rho(page.read_text(), records.FOLDER))
+    page = ROOT / "docs/quant.md"
+    page.write_text(low_bit.page(page.read_text(), json.loads((ROOT / "benchmarks/quant/files.json").read_text())))
 
 
 def main() -> None:

@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from benchmarks.speed import low_bit
+from tests.tools.test_commands import ROOT
+
+
+def test_the_page_shows_the_record() -> None:
+    """Kills: a table that was typed, or is of another measurement."""
+    record = json.loads((ROOT / "benchmarks/quant/files.json").read_text())
+    text = (ROOT / "docs/quant.md").read_text()
+    assert low_bit.page(text, record) == text
 
 
 def test_table() -> None:
