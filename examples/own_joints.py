@@ -39,7 +39,14 @@ def fish(picture: Picture, rng: np.random.Generator, middle: Points, length: flo
     cv2.ellipse(picture, middle.round().astype(int).tolist(), axes, np.degrees(angle), 0, 360, colour.tolist(), -1, cv2.LINE_AA)
     fork = np.array([[-0.3, 0.0], [-0.5, -0.12], [-0.5, 0.12]]) * length @ turn + middle
     cv2.fillPoly(picture, [fork.round().astype(np.int32)], (0.8 * colour).tolist(), cv2.LINE_AA)
-    cv2.circle(picture, (joints[0] * 0.8 + middle * 0.2).round().astype(int).tolist(), 2, (20, 20, 20), -1, cv2.LINE_AA)
+    cv2.circle(
+        picture,
+        (joints[0] * 0.8 + middle * 0.2).round().astype(int).tolist(),
+        round(length / 38),
+        (20, 20, 20),
+        -1,
+        cv2.LINE_AA,
+    )
     return joints
 
 
@@ -56,6 +63,11 @@ def scene(rng: np.random.Generator) -> tuple[Picture, Points]:
     return picture, fish(picture, rng, middle, rng.uniform(60, 95), rng.uniform(0, 2 * np.pi))
 
 
+def bounds(joints: Points) -> tuple[Points, Points]:
+    """Corners of the box around a fish."""
+    return joints.min(axis=0) - 5, joints.max(axis=0) + 5
+
+
 def split(root: Path, name: str, count: int, rng: np.random.Generator) -> None:
     """Pictures and the annotation file of one split."""
     folder = root / f"{name}2017"
@@ -65,7 +77,7 @@ def split(root: Path, name: str, count: int, rng: np.random.Generator) -> None:
         picture, joints = scene(rng)
         file = f"{number:04d}.jpg"
         cv2.imwrite(str(folder / file), picture)
-        low, high = joints.min(axis=0) - 5, joints.max(axis=0) + 5
+        low, high = bounds(joints)
         content["images"].append({"id": number, "file_name": file, "width": WIDTH, "height": HEIGHT})
         triples = np.column_stack([joints.round(2), np.full(len(joints), 2)]).ravel().tolist()
         content["annotations"].append(
@@ -84,12 +96,14 @@ def main() -> None:
         split(root, name, count, np.random.default_rng(seed))
     rng = np.random.default_rng(9)
     (root / "more").mkdir()
-    for number in range(8):
-        cv2.imwrite(str(root / f"more/{number}.png"), scene(rng)[0])
+    for number in range(8):  # as predict.py takes pictures for which it is given no boxes: the fish fills them
+        picture, joints = scene(rng)
+        (left, top), (right, bottom) = (corner.round().astype(int).clip(0) for corner in bounds(joints))
+        cv2.imwrite(str(root / f"more/{number}.png"), picture[top:bottom, left:right])
     ground, video = water(rng), cv2.VideoWriter(str(root / "swim.avi"), cv2.VideoWriter.fourcc(*"MJPG"), 10, (WIDTH, HEIGHT))
     for frame in range(20):
         picture, paint = ground.copy(), np.random.default_rng(3)
-        fish(picture, paint, np.array([60 + 2.0 * frame, 60 + 8 * np.sin(frame / 3)]), 80, 0.3 * np.cos(frame / 3))
+        fish(picture, paint, np.array([80 + 4 * np.cos(frame / 3), 60 + 4 * np.sin(frame / 3)]), 165, 0.25 * np.cos(frame / 3))
         video.write(picture)
     video.release()
 
