@@ -19,7 +19,7 @@ from arsam import ARSAM
 from benchmarks.compare import workloads
 from benchmarks.trials import cases
 
-RHOS, SEEDS, TUNING, EPOCHS, BATCH = (0.1, 0.3), range(3), 1000, 20, 64
+RHOS, SEEDS, TUNING, EPOCHS, BATCH = (0.1, 0.3), range(3), 1000, 12, 64
 PASSES = {"SAM": 2.0, "ARSAM, passes=1.2": 1.2}
 
 

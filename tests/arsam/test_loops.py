@@ -282,7 +282,9 @@ def test_one_sign_alone_does_not_tell_of_a_radius() -> None:
     """A loss that is nearly linear: a PSF of next to nothing, and a rise as it should be. Kills: a verdict by the PSF alone."""
     weight = nn.Parameter(torch.ones(3, dtype=torch.float64))
     optimizer = ARSAM(SGD([weight], lr=0.0), rho=0.1, sampling=sampling.Always(), reuse=reuse.Decayed())
-    steps(30, optimizer, closure_of(optimizer, nn.Module(), lambda _: weight.sum() + 1e-6 * weight.square().sum()))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        steps(30, optimizer, closure_of(optimizer, nn.Module(), lambda _: weight.sum() + 1e-6 * weight.square().sum()))
     assert optimizer.stats["psf_ratio"] < 1e-3 < optimizer.stats["rise"] / 3
 
 
