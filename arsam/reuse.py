@@ -77,7 +77,7 @@ class Decayed(Reuse):
 
     One broken batch on an ascent would rule every step until the next one. With "auto" a PSF more than four times as long as
     that of the ascent before is therefore not kept. A bound by the present g does not serve for this: where the labels are
-    known by heart, g vanishes and the PSF does not, and a bound of ||g|| took away what the method gains (docs/method.md).
+    known by heart, g vanishes and the PSF does not, and a bound of ||g|| took away half of the gain (docs/method.md).
 
     Args:
         beta: decay per step, in [0, 1], or "auto", with a sampling rule that has a ``spacing``.
