@@ -217,10 +217,10 @@ def pack(graph: ir.Graph, bits: dict[str, int], edge: int = 8, *, packed: bool =
         if width > 4 or not packed:
             node.replace_input_with(0, constant(graph, f"{name}.spread", (codes.astype(np.int32) * factor).astype(np.int8)))
             continue
-        packed = constant(graph, f"{name}.packed", codes.astype(ml_dtypes.int2 if width == 2 else ml_dtypes.int4))
+        few = constant(graph, f"{name}.packed", codes.astype(ml_dtypes.int2 if width == 2 else ml_dtypes.int4))
         shift = constant(graph, f"{name}.shift", np.array(edge - width, np.uint8))
         # Two's complement wraps: -3 is 253 in uint8, 253 << 4 is 208 there, and 208 is -48 in int8.
-        unsigned = _cast(packed, ir.DataType.UINT8, f"{name}.unsigned")
+        unsigned = _cast(few, ir.DataType.UINT8, f"{name}.unsigned")
         left = ir.AttrString("direction", "LEFT")
         shifted = ir.Node("", "BitShift", [unsigned.outputs[0], shift], attributes=[left], name=f"{name}.shifted")
         shifted.outputs[0].name = f"{name}.shifted"

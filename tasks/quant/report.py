@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from tasks import folder, log
 from tasks.quant.runtime import RETURN
@@ -161,9 +161,9 @@ def _draw(path: Path, result: dict[str, Any]) -> None:
     bits = f"W{result['bits']['weight']}A{result['bits']['act']}"
     figure = matplotlib.figure.Figure(figsize=(10, 2.6 + 0.5 * len(stages)), layout="constrained", facecolor="white")
     figure.suptitle(f"{bits} of {Path(result['config']).stem}", fontsize=11)
-    above, below = figure.subfigures(2, 1, height_ratios=(0.5 * len(stages) + 0.6, 1.4))
+    above, below = cast(Any, figure.subfigures)(2, 1, height_ratios=(0.5 * len(stages) + 0.6, 1.4))
     metrics, sizes = above.subplots(1, 2, sharey=True)
-    _bars(metrics, names, [s[metric] for s in stages.values()], METRICS.get(metric, metric), "{:.4f}")
+    _bars(metrics, names, [s[metric] for s in stages.values()], str(METRICS.get(metric, metric)), "{:.4f}")
     _bars(sizes, names, [s["size_mb"] for s in stages.values()], "MB, weights in their bits, or the file", "{:.2f}")
     panels = below.subplots(1, len(_FILES), sharey=True)
     for panel, (key, title, form) in zip(panels, _FILES, strict=True):
