@@ -3,7 +3,7 @@
     python tools/quantize.py configs/quant/lite0_cifar10_sgd.py
 
 Float: ImageNet's weights with a new classifier, trained with labels. Then calibrated, and trained in 4 bits towards the float
-network's answers. A tenth of the pictures takes two CPU cores hours already: task.limit=5000. Expected: not yet measured.
+network's answers. task.limit=5000 takes a tenth of the pictures. Expected: not yet measured.
 """
 
 from dataclasses import replace
