@@ -113,4 +113,4 @@ class SecondPass:
 def _is_compiled(model: nn.Module | None) -> bool:
     """Is a module of it compiled, by `torch.compile(module)` or by ``module.compile()``?"""
     modules = model.modules() if model is not None else ()
-    return any("_orig_mod" in module._modules or module._compiled_call_impl is not None for module in modules)
+    return any("_orig_mod" in module._modules or getattr(module, "_compiled_call_impl", None) is not None for module in modules)
