@@ -14,7 +14,7 @@ References:
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -63,7 +63,8 @@ def distance(xs: list[Tensor], ys: list[Tensor]) -> Tensor:
 def nothing_if_(xs: list[Tensor], norm: Tensor, bad: Tensor) -> tuple[list[Tensor], Tensor]:
     """The tensors and their norm, or nothing where `bad` is true: no tensors on the CPU, elsewhere zeros, without a wait."""
     if bad.device.type == "cpu":
-        return ([], torch.zeros_like(norm)) if bool(bad) else (xs, norm)
+        (spoilt,) = cast("list[bool]", bad.reshape(1).tolist())  # pyright: ignore[reportUnknownMemberType]
+        return ([], torch.zeros_like(norm)) if spoilt else (xs, norm)
     for x in xs:
         shard = _shard(x)
         shard.masked_fill_(bad.to(shard.device), 0)

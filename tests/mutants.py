@@ -89,7 +89,7 @@ MUTANTS = [
      "tests/arsam/test_loops.py::test_a_second_pass_without_a_gradient"),
     ("told at the first ascent only", "arsam/optimizer.py", "if not self._asked and", "if False and",
      "tests/arsam/test_loops.py::test_a_loop_that_knows_nothing_of_ascents"),
-    ("a PSF of NaN kept", "arsam/functional.py", "if bool(bad) else", "if False else",
+    ("a PSF of NaN kept", "arsam/functional.py", "if spoilt else", "if False else",
      "tests/arsam/test_loops.py::test_a_second_pass_that_is_not_finite_is_not_kept"),
     ("PSF not bounded", "arsam/reuse.py", "bound.clamp(max=share)", "torch.full_like(bound, share)",
      "tests/arsam/test_loops.py::test_max_ratio_bounds_what_is_reused"),
