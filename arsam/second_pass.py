@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import sys
 import weakref
 from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager, suppress
@@ -43,6 +44,7 @@ class SecondPass:
         self._notes = watch.Notes()
         self._unannounced = False  # the loop perturbs on steps that are not due: every step is recorded
         self._looked = False  # for statistics that move outside of the model
+        self._compiled = _frames_compiled()
         self._handle: Any = None
         if model is not None and same_randomness:
             with suppress(RuntimeError):  # a scripted module takes no hooks
@@ -89,7 +91,7 @@ class SecondPass:
             with ExitStack() as stack:
                 stack.enter_context(gradients_aside(others))
                 stack.enter_context(frozen_statistics(self.model))
-                if not self._looked and not _is_compiled(self.model):  # whose code would be made anew for the look
+                if not self._looked and _frames_compiled() == self._compiled:  # compiled code would be made anew for it
                     moving = stack.enter_context(watch.moving_statistics(self.model))
                 if before is not None:
                     before.restore()
@@ -110,7 +112,7 @@ class SecondPass:
             self._notes.tell("draws", watch.DRAWS.format(watch.NO_MODEL if self.model is None else watch.OTHER_MODEL))
 
 
-def _is_compiled(model: nn.Module | None) -> bool:
-    """Is a module of it compiled, by `torch.compile(module)` or by ``module.compile()``?"""
-    modules = model.modules() if model is not None else ()
-    return any("_orig_mod" in module._modules or getattr(module, "_compiled_call_impl", None) is not None for module in modules)
+def _frames_compiled() -> int:
+    """How many frames torch.compile has compiled in this process, in which other code may have been compiled before."""
+    dynamo: Any = sys.modules.get("torch._dynamo.utils")
+    return sum(dynamo.counters["frames"].values()) if dynamo is not None else 0

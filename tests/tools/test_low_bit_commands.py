@@ -19,7 +19,7 @@ from tasks import engine
 from tasks.config import load
 from tasks.errors import UserError
 from tasks.pictures import MEAN
-from tasks.quant import export, ptq, stages
+from tasks.quant import export, ptq, run, stages
 from tests.test_structure import imported
 from tests.tools.test_commands import ROOT, inside
 
@@ -179,7 +179,7 @@ def test_the_example_of_deployment(quantized: Path, world: Path, tmp_path: Path,
 @pytest.mark.parametrize("content", ["[]", "5", "{}", "text", "[" * 100_000])
 def test_a_record_of_anybodys(content: str, tmp_path: Path) -> None:
     """Of the stages. Kills: a traceback out of a file that was changed by hand."""
-    (tmp_path / stages.KEPT).write_text(content)
-    run = stages.Run(load(CONFIG, sample=True), tmp_path, device=torch.device("cpu"), name="c", resume=True)
+    (tmp_path / run.KEPT).write_text(content)
+    begun = run.Run(load(CONFIG, sample=True), tmp_path, device=torch.device("cpu"), name="c", resume=True)
     with pytest.raises(UserError, match=r"stages\.json: not written by this tool"):
-        run.take_up()
+        begun.take_up()
