@@ -64,6 +64,19 @@ class Nothing(Reuse):
 
     horizon = 0
 
+    def keep_(self, gradients: list[Tensor], sam_gradients: list[Tensor]) -> None:
+        """Never called: the horizon is 0."""
+
+    def mix_(
+        self,
+        gradients: list[Tensor],
+        kept: list[Tensor],
+        age: int,
+        spacing: float | None = None,
+        size: Tensor | None = None,
+    ) -> None:
+        """Never called: the horizon is 0."""
+
 
 class Decayed(Reuse):
     """g + beta^j PSF on the j-th one-pass step after an ascent, j = 1 ... horizon; then g (arXiv 2510.03763).

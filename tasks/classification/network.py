@@ -75,7 +75,8 @@ def start(model: Any, saved: Mapping[str, Tensor], file: Path, classes: int) -> 
     Raises:
         UserError: it does not fit.
     """
-    theirs = len(last) if saved and (last := next(reversed(saved.values()))).dim() else classes
+    tensors = list(saved.values())
+    theirs = len(tensors[-1]) if tensors and tensors[-1].dim() else classes
     if theirs == classes or not hasattr(model, "reset_classifier"):
         checkpoint.fill(model, dict(saved), file)
         return

@@ -48,7 +48,8 @@ def _of_one(layer: QuantLayer, x: Tensor, choose: Callable[[int], Tensor]) -> Te
         rows = x.reshape(-1, x.shape[-1])
         return rows[choose(len(rows))].mT
     if isinstance(inner, Conv2dSame):
-        return _patches(inner, pad_same(x, inner.kernel_size, inner.stride, inner.dilation), choose)
+        same: Any = inner
+        return _patches(inner, pad_same(x, same.kernel_size, same.stride, same.dilation), choose)
     if type(inner).forward is nn.Conv2d.forward and inner.padding_mode == "zeros" and not isinstance(inner.padding, str):
         (above, left) = inner.padding
         return _patches(inner, F.pad(x, (left, left, above, above)), choose)
