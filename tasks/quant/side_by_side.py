@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from tasks.quant.calibrate import modes_kept
+from tasks.quant.correct import with_statistics
 from tasks.quant.prepare import QuantLayer
 
 Fit = Callable[[str, Any, Tensor, Tensor], None]  # name, module, its input in the float network, its input in the quantized one
@@ -44,7 +45,8 @@ def side_by_side(model: nn.Module, reference: nn.Module, inputs: Tensor, fit: Fi
         fit(name, module, f, q)
         return torch.cat([y, forward(q)])
 
-    met = {n: m for n, m in model.named_modules() if isinstance(m, QuantLayer) or _has_statistics(m)}
+    normalising = with_statistics(model)
+    met = {n: m for n, m in model.named_modules() if isinstance(m, QuantLayer) or n in normalising}
     with modes_kept(model), modes_kept(reference):
         model.eval()
         reference.eval()
@@ -59,7 +61,3 @@ def side_by_side(model: nn.Module, reference: nn.Module, inputs: Tensor, fit: Fi
         expected = reference(inputs[:1])
     if not torch.allclose(y[:1], expected, rtol=1e-2, atol=1e-2 * float(expected.abs().max())):
         raise ValueError(f"{type(model).__name__} mixes the inputs of a batch: its layers cannot be fitted one after the other")
-
-
-def _has_statistics(module: nn.Module) -> bool:
-    return all(isinstance(getattr(module, name, None), Tensor) for name in ("running_mean", "running_var"))
